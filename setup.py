@@ -1,0 +1,44 @@
+"Package metadata, read from settings.ini so that it is stated once."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+parser = ConfigParser(delimiters=["="])
+parser.read("settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+
+def words(key):
+    return cfg.get(key, "").split()
+
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    keywords=cfg["keywords"],
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=" + cfg["min_python"],
+    packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
+    include_package_data=True,
+    install_requires=words("requirements"),
+    extras_require={name: words(f"{name}_requirements") for name in ("dev", "llm", "scale")},
+    entry_points={
+        "console_scripts": words("console_scripts"),
+        "nbdev": [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d'],
+    },
+    zip_safe=False,
+)
