@@ -1,0 +1,81 @@
+"How the site shows a function or class: its call, its docstring, and a table with a row for each parameter."
+import importlib
+import inspect
+import re
+import textwrap
+from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
+
+from fastcore.docments import docments
+from nbdev.doclinks import NbdevLookup
+from nbdev.showdoc import BasicMarkdownRenderer
+
+PACKAGE = Path(__file__).resolve().parents[1] / "sail_nbdev"
+MANY = 12  # parameters; beyond these the call is shortened and the table tells
+
+
+@lru_cache
+def exported(name):
+    "The object called `name` as the package has it: nbdev runs exported cells in a shell, where a class has no source."
+    for path in sorted(PACKAGE.glob("[!_]*.py")):
+        if not re.search(rf"^(class|def) {name.split('.')[0]}\b", path.read_text(encoding="utf-8"), re.M): continue
+        try: return attrgetter(name)(importlib.import_module(f"{PACKAGE.name}.{path.stem}"))
+        except AttributeError: continue
+    return None
+
+
+def kind(annotation):
+    "An annotation as plain words, without the bar that would end a table's cell."
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return re.sub(r"\s*\|\s*", " or ", text)
+
+
+def value(default):
+    "A default as it would be typed."
+    if inspect.isfunction(default) or inspect.isclass(default): return default.__name__
+    return "…" if type(default).__name__.startswith("_") else repr(default)
+
+
+def call(name, params):
+    "One call of `name`, with defaults, broken into lines where it is long."
+    star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    words = [star.get(p.kind, "") + p.name + ("" if p.default is p.empty else f"={value(p.default)}") for p in params]
+    if len(words) > MANY: words = words[:3] + ["…"]
+    text = f"{name}({', '.join(words)})"
+    if len(text) <= 90: return text
+    return f"{name}(\n" + textwrap.fill(", ".join(words), 86, initial_indent="    ", subsequent_indent="    ", break_long_words=False) + "\n)"
+
+
+def table(obj, params, result):
+    "Rows of parameter, type, default and meaning; nothing where no parameter is documented."
+    notes = docments(obj, full=True, args_kwargs=True)
+    said = {k: " ".join(v.docment.split()) for k, v in notes.items() if v.get("docment")}
+    if not said: return ""
+    rows = [(f"`{p.name}`", kind(p.annotation) if p.annotation is not p.empty else "",
+             "" if p.default is p.empty else f"`{value(p.default)}`", said.get(p.name, "")) for p in params]
+    if result is not inspect.Signature.empty and result not in (None, "None"): rows.append(("returns", kind(result), "", said.get("return", "")))
+    rows = [("", "type", "default", "meaning"), ("---",) * 4, *([c.replace("|", r"\|") for c in row] for row in rows)]
+    if not any(row[2] for row in rows[2:]): rows = [(row[0], row[1], row[3]) for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+class ApiTable(BasicMarkdownRenderer):
+    "Stands in for nbdev's renderer while the site is built."
+
+    def _repr_markdown_(self):
+        obj = exported(self.nm) or self.sym
+        plain = inspect.unwrap(obj) if callable(obj) else obj
+        full = f"{getattr(plain, '__module__', '')}.{self.nm}"
+        source = NbdevLookup().code(full)
+        link = f'[source]({source}){{style="float:right; font-size:smaller"}}\n\n' if source else ""
+        text = f"---\n\n{link}{'#' * self.title_level} {self.nm}\n\n"
+        try: sig = inspect.signature(plain)
+        except (TypeError, ValueError): sig = None
+        builtin = inspect.isclass(plain) and "__init__" not in vars(plain)  # an exception, an Enum: its call says nothing
+        if sig and not builtin:
+            params = [p for p in sig.parameters.values() if p.name not in ("self", "cls")]
+            text += f"```python\n{call(self.nm, params)}\n```\n\n"
+        text += f"{inspect.getdoc(plain) or ''}\n\n"
+        if sig and not builtin: text += table(plain, params, inspect.Signature.empty if inspect.isclass(plain) else sig.return_annotation)
+        return text

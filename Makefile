@@ -1,0 +1,63 @@
+# Every target sets up what it needs in a virtual environment of its own; a second call is quick.
+# Variables: PYTHON (the Python that makes the environment), VENV (where it goes), JOBS (processes for tests and docs).
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+META := settings.ini setup.py constraints.txt
+# One thread a process, because tests run JOBS processes; nothing is fetched from a model hub; numbered notebooks before tutorials.
+TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS=ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench docs readme export wheel clean distclean
+
+help:       ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.sail: $(META) | $(BIN)/python
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.sail-dev: $(META) | $(BIN)/python
+	@echo "installing with the tools for tests and docs into $(VENV) (a minute or two the first time)"
+	$(PIP) -e '.[dev,llm]'
+	@touch $@ $(VENV)/.sail
+
+install: $(VENV)/.sail-dev   ## the package, editable, with everything for development
+
+demo: $(VENV)/.sail  ## make a small world of videos, train on it, score it: demo/report.html
+	$(BIN)/sail_demo --out demo
+
+test: $(VENV)/.sail-dev   ## run every notebook, then the tests in tests/
+	$(TESTENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing
+	$(TESTENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
+
+bench: $(VENV)/.sail-dev  ## time the fast paths against the plain ones
+	@for f in tests/bench_*.py; do if [ -e "$$f" ]; then echo "== $$f"; $(BIN)/python "$$f" || exit 1; fi; done
+
+docs: $(VENV)/.sail-dev   ## the site, into _docs/ (Quarto if it is installed, else smalldocs)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/docs.py
+
+readme: $(VENV)/.sail-dev ## README.md from nbs/index.ipynb
+	$(BIN)/python .ci/readme.py
+
+export: $(VENV)/.sail-dev ## sail_nbdev/*.py from the notebooks, cleaned notebooks, README.md
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/readme.py
+
+wheel: $(VENV)/.sail-dev  ## dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build
+
+clean:      ## remove what was built; keep the environment and demo/
+	rm -rf build dist _docs _proc .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean   ## also remove the environment and demo/
+	rm -rf $(VENV) demo sail_nbdev.egg-info

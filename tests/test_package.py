@@ -1,0 +1,365 @@
+"The package as a whole: what CI checks beside the notebooks' own tests."
+import ast
+import html.parser
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import urllib.parse
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = "core data features masks localizer captioner losses augment model train predict evaluate visualize toyworld experiments".split()
+CHAPTERS = [f"{i:02d}_{name}.ipynb" for i, name in enumerate(ORDER)]
+NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if not p.name.startswith(".") and ".ipynb_" not in str(p))
+EXPORTING = [n for n in NOTEBOOKS if n in CHAPTERS]
+MODULES = [p for p in sorted((ROOT / "sail_nbdev").glob("*.py")) if p.stem in ORDER]
+
+
+def settings():
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+SETTINGS = settings()
+COMMANDS = dict(line.split("=") for line in SETTINGS["console_scripts"].split())
+
+
+def cells(notebook, kind=None):
+    found = json.loads((ROOT / "nbs" / notebook).read_text(encoding="utf-8"))["cells"]
+    return [c | {"source": "".join(c["source"])} for c in found if kind in (None, c["cell_type"])]
+
+
+def flags(cell):
+    return {m.split(":")[0].strip() for m in re.findall(r"^#\|\s*(.+)$", cell["source"], re.M)}
+
+
+def our_files():
+    "Files of the repository, committed or about to be."
+    try: out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError): pytest.skip("not a git working tree")
+    return [ROOT / line for line in out.splitlines() if (ROOT / line).is_file()]
+
+
+def copy_tree(to):
+    "A copy of the repository in the folder `to`, without anything git ignores."
+    for path in our_files():
+        new = to / path.relative_to(ROOT)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, new, follow_symlinks=False)
+    return to
+
+
+def shell(*command, cwd=ROOT, **env):
+    "Run a command of this Python's environment; its output on failure."
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PATH": path, "PYTHONPATH": str(cwd), **env})
+    assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def quickest(limit, *command):
+    "Least wall time in seconds of a few runs; stops at the first that is below `limit`."
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        shell(*command)
+        times.append(time.perf_counter() - start)
+        if times[-1] < limit: break
+    return min(times)
+
+
+# -- metadata
+
+def test_version_is_stated_once():
+    import sail_nbdev
+    assert sail_nbdev.__version__ == SETTINGS["version"] == importlib.metadata.version("sail_nbdev")
+    assert f"## [{SETTINGS['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_commands_are_installed():
+    found = {e.name: e.value for e in importlib.metadata.entry_points(group="console_scripts") if e.value.startswith("sail_nbdev")}
+    assert found == COMMANDS
+
+
+def test_constraints_fit_the_ranges():
+    wanted = {}
+    for key in ("requirements", "dev_requirements", "llm_requirements"):
+        for word in SETTINGS[key].split():
+            req = Requirement(word)
+            wanted[req.name.lower().replace("_", "-")] = req
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            req = Requirement(line)
+            pinned.setdefault(req.name.lower().replace("_", "-"), []).append(req)
+    assert set(wanted) == set(pinned), f"in only one of settings.ini and constraints.txt: {sorted(set(wanted) ^ set(pinned))}"
+    for name, pins in pinned.items():
+        for pin in pins:
+            version = next(iter(pin.specifier)).version
+            assert version in wanted[name].specifier, f"{pin} is outside {wanted[name]}"
+        for python in ("3.10", "3.11", "3.12", "3.13"):
+            fits = [p for p in pins if (p.marker or Marker("python_version > '3'")).evaluate({"python_version": python})]
+            assert len(fits) == 1 or (not fits and wanted[name].marker), f"{len(fits)} pins of {name} for Python {python}"
+
+
+def test_makefile_explains_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY:(.*)$", makefile, re.M)[1].split()
+    out = shell("make", "help")
+    assert {"demo", "test", "docs", "bench", "clean", "help"} <= set(targets)
+    assert [t for t in targets if not re.search(rf"make {t}\b", out)] == []
+
+
+# -- code
+
+def imports(path):
+    "Modules of this package that `path` imports, also inside functions, with the line."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "sail_nbdev." * bool(node.level) + (node.module or "")
+            names = [f"{base.rstrip('.')}.{a.name}" for a in node.names] if base.rstrip(".") == "sail_nbdev" else [base]
+        else: continue
+        for name in names:
+            if name.startswith("sail_nbdev."): yield name.split(".")[1], node.lineno
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_imports_go_one_way(path):
+    above = ORDER[:ORDER.index(path.stem)]
+    wrong = [f"{path.name}:{line} imports {name}" for name, line in imports(path) if name in ORDER and name not in above]
+    assert not wrong, f"a module imports only {above}: {wrong}"
+
+
+def test_every_module_is_a_chapter():
+    found = {p.stem for p in (ROOT / "sail_nbdev").glob("*.py")} - {"__init__", "_modidx"}
+    assert found == set(ORDER), f"missing or too many: {sorted(found ^ set(ORDER))}"
+
+
+def test_exported_cells_are_short():
+    lengths = {n: [len([line for line in c["source"].splitlines() if line.strip() and not line.startswith("#|")])
+                   for c in cells(n, "code") if flags(c) & {"export", "exporti", "exports"}] for n in EXPORTING}
+    median = statistics.median(sum(lengths.values(), []))
+    assert median < 10, f"the median exported cell has {median} lines; by chapter: { {n: statistics.median(v) for n, v in lengths.items()} }"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_functions_are_short(path):
+    long = {f"{n.name} (line {n.lineno})": n.end_lineno - n.lineno + 1 for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)) and n.end_lineno - n.lineno >= 60}
+    assert not long, f"{path.name} has functions of more than 60 lines: {long}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_nothing_is_pickled(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {a.name.split(".")[0] for a in node.names} | {(getattr(node, "module", "") or "").split(".")[0]}
+            assert not names & {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}, where
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            assert node.attr not in ("load", "save"), f"{where}: torch.{node.attr} pickles; use safetensors"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle": assert node.value.value is False, where
+
+
+def test_import_is_light():
+    best = quickest(1.0, sys.executable, "-c", "import sail_nbdev")
+    assert best < 1.0, f"import sail_nbdev takes {best:.2f} s"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_quick(name, tmp_path):
+    module, function = COMMANDS[name].split(":")
+    if importlib.util.find_spec(module) is None:
+        chapter = CHAPTERS[ORDER.index(module.split(".")[1])]
+        assert chapter not in NOTEBOOKS, f"{chapter} exists but {module} was not exported"
+        pytest.skip(f"{chapter} is not written yet")
+    script = tmp_path / name  # as pip writes it
+    script.write_text(f"import sys\nfrom {module} import {function}\nif __name__ == '__main__': sys.exit({function}())\n")
+    text = shell(sys.executable, str(script), "--help")
+    assert name in text and "--help" in text
+    best = quickest(2.0, sys.executable, str(script), "--help")
+    assert best < 2.0, f"{name} --help takes {best:.2f} s"
+
+
+# -- notebooks
+
+def test_every_chapter_is_there():
+    assert [c for c in ["index.ipynb", *CHAPTERS] if c not in NOTEBOOKS] == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_first_cell_is_title_and_sentence(notebook):
+    "nbdev takes the first cell as the page's title and description and drops whatever else stands in it."
+    first = cells(notebook)[0]
+    lines = [line for line in first["source"].splitlines() if line.strip()]
+    assert first["cell_type"] == "markdown" and len(lines) == 2 and lines[0].startswith("# ") and lines[1].startswith("> "), first["source"][:300]
+
+
+def prints(cell):
+    "Whether a cell must have left something to see: it calls print, or ends in a bare expression that is not a call."
+    if flags(cell) & {"hide", "eval", "output", "slow", "include"}: return False
+    source = re.sub(r"^[%!].*$", "pass", cell["source"], flags=re.M)
+    body = ast.parse(source).body
+    if any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, "id", "") == "print" for n in body): return True
+    return bool(body) and isinstance(body[-1], ast.Expr) and not isinstance(body[-1].value, (ast.Call, ast.Constant)) and not source.rstrip().endswith(";")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_was_run(notebook):
+    code = cells(notebook, "code")
+    for i, cell in enumerate(code):
+        where = f"{notebook}, code cell {i}:\n{cell['source'][:300]}"
+        assert [o for o in cell["outputs"] if o["output_type"] == "error"] == [], where
+        text = "".join("".join(o.get("text", "")) for o in cell["outputs"])
+        assert "Traceback (most recent call last)" not in text and "Warning:" not in text and "it/s]" not in text, where
+        assert cell["outputs"] or not prints(cell), f"no output kept: {where}"
+    if notebook != "index.ipynb": assert any(c["outputs"] for c in code), f"{notebook} keeps no output"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_explains(notebook):
+    words = sum(len(c["source"].split()) for c in cells(notebook, "markdown"))
+    assert words >= 150, f"{notebook} has {words} words of prose"
+
+
+@pytest.mark.parametrize("notebook", EXPORTING)
+def test_chapter_has_a_picture(notebook):
+    kinds = {k for c in cells(notebook, "code") for o in c["outputs"] for k in o.get("data", {})}
+    assert kinds & {"image/png", "image/svg+xml"}, f"{notebook} keeps no picture"
+
+
+@pytest.mark.parametrize("notebook", EXPORTING)
+def test_exported_cells_have_prose_before_them(notebook):
+    assert cells(notebook)[1]["source"].startswith("#| default_exp"), f"{notebook}: the second cell names the module"
+
+
+def test_readme_is_the_home_page():
+    shell(sys.executable, ".ci/readme.py", "--check")
+
+
+def test_readme_keeps_text_outputs_and_turns_links(tmp_path):
+    spec = importlib.util.spec_from_file_location("readme", ROOT / ".ci/readme.py")
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    made = [{"cell_type": "markdown", "source": ["# T\n", "\n", "[a](00_core.ipynb) [b](../LICENSE) [c](https://x.org/y) [d](#t)"]},
+            {"cell_type": "code", "source": "#| hide\nsecret", "outputs": []},
+            {"cell_type": "code", "source": "1 + 1", "outputs": [{"data": {"text/plain": ["2"]}}]},
+            {"cell_type": "code", "source": "#| echo: false\nshow()", "outputs": [{"data": {"text/markdown": "|a|\n|-|"}}, {"data": {"image/png": "x", "text/plain": "fig"}}]}]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": made}))
+    assert readme.render(tmp_path / "n.ipynb") == readme.NOTE + (
+        "# T\n\n[a](nbs/00_core.ipynb) [b](LICENSE) [c](https://x.org/y) [d](#t)\n\n```python\n1 + 1\n```\n\n```\n2\n```\n\n|a|\n|-|\n")
+
+
+# -- repository
+
+def test_no_paths_of_a_machine():
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users)/[\w.]|[A-Z]:\\+Users\b")
+    wrong = []
+    for path in our_files():
+        if path.suffix not in (".py", ".ipynb", ".md", ".txt", ".yml", ".ini", ".cfg", ".json", ".css", ""): continue
+        text = path.read_text(encoding="utf-8")
+        wrong += [f"{path.relative_to(ROOT)}: {text[max(0, m.start() - 30):m.end() + 30]!r}" for m in pattern.finditer(text)]
+    assert wrong == []
+
+
+def test_links_of_the_markdown_files():
+    wrong = []
+    for path in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:|#", target) and not (ROOT / target.split("#")[0]).exists(): wrong.append(f"{path.name}: {target}")
+    assert wrong == []
+
+
+def differences(a, b):
+    "Files that are in only one of two folders, or not the same in both."
+    def files(d): return {p.relative_to(d) for p in d.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    both = files(a) & files(b)
+    return sorted(map(str, (files(a) ^ files(b)) | {f for f in both if (a / f).read_bytes() != (b / f).read_bytes()}))
+
+
+@pytest.mark.slow
+def test_export_and_clean_change_nothing(tmp_path):
+    before, after = copy_tree(tmp_path / "before"), copy_tree(tmp_path / "after")
+    shell("nbdev_export", cwd=after)
+    shell("nbdev_clean", cwd=after)
+    changed = differences(before, after)
+    assert changed == [], "run `make export` and commit what it changes"
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_and_no_notebook(tmp_path):
+    tree = copy_tree(tmp_path / "tree")
+    shell(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), cwd=tree)
+    wheel, = (tmp_path / "dist").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.name.startswith(f"sail_nbdev-{SETTINGS['version']}-py3-none-any")
+    assert {f"sail_nbdev/{p.name}" for p in (ROOT / "sail_nbdev").glob("*.py")} == {n for n in names if ".dist-info/" not in n}
+    info = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    assert "License-Expression: Apache-2.0" in info and any(n.endswith("LICENSE") for n in names)
+
+
+class Page(html.parser.HTMLParser):
+    "Links and anchors of one page of the site."
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if attrs.get("id"): self.ids.add(attrs["id"])
+        target = attrs.get("href" if tag in ("a", "link") else "src")
+        if target: self.links.append((tag, target))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The site, built by smalldocs from a copy of the tree."
+    if importlib.util.find_spec("smalldocs") is None: pytest.skip("smalldocs needs Python 3.11")
+    tree = copy_tree(tmp_path_factory.mktemp("site"))
+    shell(sys.executable, ".ci/docs.py", cwd=tree)
+    return tree / "_docs"
+
+
+@pytest.mark.slow
+def test_site_has_every_page_and_no_broken_link(site):
+    pages = {p: Page(p) for p in site.rglob("*.html")}
+    assert {p.relative_to(site).with_suffix(".ipynb").as_posix() for p in pages} >= set(NOTEBOOKS)
+    wrong = []
+    for path, page in pages.items():
+        for _, link in page.links:
+            url = urllib.parse.urlsplit(link)
+            if url.scheme or url.netloc: continue
+            target = (path.parent / urllib.parse.unquote(url.path)).resolve() if url.path else path
+            anchor = urllib.parse.unquote(url.fragment)
+            if not target.exists(): wrong.append(f"{path.name}: {link}")
+            elif anchor and target in pages and anchor not in pages[target].ids: wrong.append(f"{path.name}: {link} has no such anchor")
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_site_shows_every_notebook_in_its_sidebar(site):
+    home = Page(site / "index.html")
+    targets = {urllib.parse.unquote(link).removeprefix("./") for tag, link in home.links if tag == "a"}
+    assert [n for n in NOTEBOOKS if n.replace(".ipynb", ".html") not in targets] == []
+
+
+@pytest.mark.slow
+def test_site_needs_nothing_from_outside(site):
+    loaded = [f"{p.name}: {link}" for p in site.rglob("*.html") for tag, link in Page(p).links if tag in ("script", "img", "link") and re.match(r"https?:|//", link)]
+    assert loaded == []
