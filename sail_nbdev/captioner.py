@@ -65,14 +65,16 @@ class VideoEncoder(nn.Module):
         return self.out(self.encoder(self.drop(x + self.positions)))
 
 # %% ../nbs/05_captioner.ipynb #75c0124a
+_GELU = "gelu_pytorch_tanh"    # the function that GPT-2 calls gelu_new, in one kernel instead of seven
+
 def make_decoder(config: Config, vocab_size: int):
     "A `GPT2LMHeadModel` with `vocab_size` tokens. `InputError` if its weights cannot be had."
     from transformers import GPT2Config, GPT2LMHeadModel
     c = config
     if c.pretrained is None:
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=c.d_model, n_layer=c.decoder_layers, n_head=c.n_heads, resid_pdrop=c.dropout,
-                                          embd_pdrop=c.dropout, attn_pdrop=c.dropout, bos_token_id=0, eos_token_id=0))
-    try: gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained)
+                                          embd_pdrop=c.dropout, attn_pdrop=c.dropout, bos_token_id=0, eos_token_id=0, activation_function=_GELU))
+    try: gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained, activation_function=_GELU)
     except OSError: raise InputError(f"pretrained={c.pretrained!r}: neither a local folder nor reachable on the model hub; give a folder, or pretrained=none for random weights") from None
     if gpt2.config.n_embd != c.d_model: raise InputError(f"pretrained={c.pretrained!r} is {gpt2.config.n_embd} wide, the configuration says d_model={c.d_model}")
     gpt2.resize_token_embeddings(vocab_size, mean_resizing=False)

@@ -15,9 +15,9 @@ from fastcore.basics import patch_to
 from fastcore.script import call_parse
 
 # %% auto #0
-__all__ = ['PRESETS', 'METHODS', 'COLORS', 'Event', 'Video', 'InputError', 'command', 'Config', 'save_config', 'load_config',
-           'atomic_path', 'write_text', 'write_json', 'read_json', 'writable_dir', 'derive_seed', 'set_seed',
-           'pick_device', 'plot_style']
+__all__ = ['PRESETS', 'METHODS', 'COLORS', 'TOY_REASONS', 'Event', 'Video', 'InputError', 'command', 'Config', 'save_config',
+           'load_config', 'atomic_path', 'write_text', 'write_json', 'read_json', 'writable_dir', 'derive_seed',
+           'set_seed', 'pick_device', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #a08d7e8c
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ class Config:
     encoder_ffn: int = 2048             # Its feed-forward width
     encoder_conv_kernel: int = 0        # A Conv1d before the encoder, 0 for none (F4: one later paper says 5)
     decoder_layers: int = 6             # GPT-2 layers when `pretrained` is None
-    vocab_size: int = 50_260            # Tokens when `pretrained` is None; 50,257 + <PAD>, <FULL>, <MASK>
     dropout: float = 0.1                # Everywhere
     # -- localizer and masks
     n_queries: int = 16                 # Most events a video can have (released: 16; F5)
@@ -131,8 +130,8 @@ PRESETS = {
     "activitynet": {},
     "youcook2": dict(n_frames=100, lr=5e-5, epochs_stage1=5, epochs_stage2=15, n_queries=18, max_captions=18, paragraph_tokens=(8, 256)),
     "toy": dict(feature_dim=96, pretrained=None, d_model=96, n_heads=4, encoder_layers=2, encoder_ffn=192, decoder_layers=2,
-                vocab_size=0, localizer_ffn=192, n_queries=8, max_captions=8, lr=1e-3, batch_size=16, accumulate=1,
-                epochs_stage1=12, epochs_stage2=12, beams=2, no_repeat_ngram=0, paragraph_tokens=(8, 128), caption_tokens=(4, 32)),
+                dropout=0., localizer_ffn=192, n_queries=8, max_captions=8, lr=2e-3, batch_size=8, accumulate=1,
+                epochs_stage1=16, epochs_stage2=5, beams=2, no_repeat_ngram=0),
 }
 METHODS = {
     "sail": {},
@@ -289,3 +288,12 @@ def plot_style() -> None:
     mpl.rcParams.update({"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "figure.dpi": 80,
         "figure.constrained_layout.use": True, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.titlecolor": ink})
+
+# %% ../nbs/00_core.ipynb #b81d0001
+TOY_REASONS = dict(
+    feature_dim="the embedded world's own small CLIP", pretrained="no hub at hand: weights start random", d_model="two CPU cores", n_heads="width 96",
+    encoder_layers="two CPU cores", encoder_ffn="width 96", decoder_layers="two CPU cores", localizer_ffn="width 96",
+    dropout="two hundred times fewer weights, few epochs: it slows learning down, and takes half of the time on a CPU",
+    n_queries="at most 6 events in a video", max_captions="at most 6 events in a video", lr="a random start instead of a pretrained GPT-2, and a small one",
+    accumulate="300 videos need many small updates",
+    epochs_stage1="a random start", epochs_stage2="five minutes for the whole demo", beams="two CPU cores", no_repeat_ngram="templated captions repeat phrases by right")

@@ -17,11 +17,11 @@ from fastcore.script import Param
 from tqdm.auto import tqdm
 
 from .core import InputError, atomic_path, command, pick_device, read_json, writable_dir, write_json, write_text
-from .data import sample_frames
+from .data import clean_caption, read_annotations, sample_frames
 
 # %% auto #0
-__all__ = ['iter_frames', 'decode_video', 'hub_or_cache', 'Encoder', 'FeatureStore', 'extract', 'encode_captions', 'find_videos',
-           'sail_features']
+__all__ = ['iter_frames', 'decode_video', 'hub_or_cache', 'Encoder', 'FeatureStore', 'encode_video', 'extract', 'encode_captions',
+           'encode_texts', 'find_videos', 'sail_features']
 
 # %% ../nbs/02_features.ipynb #36af1c9d
 def _open(path: Path):
@@ -423,12 +423,28 @@ def verify(self: FeatureStore) -> list[tuple[str, str]]:
 
 # %% ../nbs/02_features.ipynb #fd9c2b7d
 def _chunks(path, fps: float, most: int = 64, most_bytes: float = 6.4e7):
-    "Yield uint8 [n,H,W,3] of at most `most` frames and about `most_bytes` bytes."
-    hold = []
-    for _, f in iter_frames(path, fps):
+    "Yield uint8 [n,H,W,3] of at most `most` frames and about `most_bytes` bytes; the generator's return value is the duration in seconds."
+    hold, walk = [], iter_frames(path, fps)
+    while True:
+        try: _, f = next(walk)
+        except StopIteration as e: duration = e.value; break
         hold.append(f)
         if len(hold) == most or len(hold) * f.nbytes >= most_bytes: yield np.stack(hold); hold = []
     if hold: yield np.stack(hold)
+    return duration
+
+# %% ../nbs/02_features.ipynb #a71c02e2
+def encode_video(
+    path: str | Path,     # Video file
+    encoder: Encoder,     # What makes the features
+    fps: float = 1.0,     # Frames a second
+):                        # (float32 [S,D] on the CPU, duration in seconds)
+    "The features of one video file, in constant memory for its frames. Raises `InputError` as `iter_frames` does."
+    import torch
+    rows, walk = [], _chunks(path, fps)
+    while True:
+        try: rows.append(encoder.images(next(walk)).cpu())
+        except StopIteration as e: return torch.cat(rows), e.value    # [S,D]
 
 # %% ../nbs/02_features.ipynb #5db2b81f
 class _Stop(Exception): pass
@@ -567,6 +583,18 @@ def encode_captions(
     zero = np.zeros(encoder.dim, np.float32)
     for i, c in todo.items(): store.add(i, np.stack([zero if t is None else rows[t] for t in c]), sources[i])    # [N,D]
     return {"done": list(todo), "skipped": [i for i in captions if i not in todo], "truncated": encoder.truncated - cut}
+
+# %% ../nbs/02_features.ipynb #a71c02e5
+def encode_texts(
+    folder: str | Path,    # A data folder: annotations/train.json and, for L_aug, synthetic.json
+    encoder: Encoder,      # The one that made its features
+) -> dict:                 # {"text": what `encode_captions` said[, "synthetic_text": likewise]}
+    "Embed what training reads: captions into `text/`, cleaned as the captioner learns them (F21), and synthetic captions into `synthetic_text/`."
+    folder = Path(folder)
+    videos = read_annotations(folder/"annotations"/"train.json")
+    todo = {"text": {v: [clean_caption(c) for c in o.captions] for v, o in videos.items()}}
+    if (folder/"synthetic.json").exists(): todo["synthetic_text"] = read_json(folder/"synthetic.json")
+    return {name: encode_captions(captions, FeatureStore.create(folder/name, **encoder.meta), encoder) for name, captions in todo.items()}
 
 # %% ../nbs/02_features.ipynb #7677ad0a
 _SUFFIXES = set(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .mts .m2ts .flv .wmv .3gp .ogv .gif".split())

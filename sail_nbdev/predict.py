@@ -108,19 +108,19 @@ def caption_video(
     duration: float | None = None,  # Seconds; needed with frames
     counter=None,                   # The model after stage 1, if `model` is a `Sail`; else `model` counts
     encoder=None,                   # An `Encoder`, if `model` is a `Sail` and a file is given
+    fps: float = 1.0,               # Frames a second of its features, likewise; a run folder knows its own
     device: str | None = None,
 ) -> list[Event]:
     "The events of one video. `InputError` for a file that is no video, or a run that is none."
     from sail_nbdev.data import sample_frames
     if isinstance(model, (str, Path)):
         model, counter, settings = load_run(model, device)
-        if isinstance(path_or_frames, (str, Path)): encoder = load_encoder(settings, device)
+        if isinstance(path_or_frames, (str, Path)): encoder, fps = load_encoder(settings, device), settings.get("fps", fps)
     frames = path_or_frames
     if isinstance(frames, (str, Path)):
-        from sail_nbdev.features import decode_video
+        from sail_nbdev.features import encode_video
         if encoder is None: raise InputError("a video file needs an encoder: give a run folder as `model`, or `encoder=`")
-        images, _, duration = decode_video(frames)
-        frames = encoder.images(images)
+        frames, duration = encode_video(frames, encoder, fps)
     if duration is None: raise InputError("frames need their duration in seconds")
     x = sample_frames(frames.to(next(model.parameters()).device), model.config.n_frames)[None]     # [1,T,D]
     n = n_events or count_events(write_paragraphs(counter or model, x), model.config.max_captions)[0]
@@ -437,15 +437,15 @@ def write_events(
 # %% ../nbs/10_predict.ipynb #9832b6ac
 def _caption_all(videos: dict, run: str, n_events, device) -> tuple[dict, dict, list[str]]:
     "Events and durations of all videos, and one line for each that failed."
-    from sail_nbdev.features import decode_video
+    from sail_nbdev.features import encode_video
     model, counter, settings = load_run(run, device)
     encoder, events, durations, failed = load_encoder(settings, device), {}, {}, []
     for vid, path in tqdm(videos.items(), disable=len(videos) < 2, unit="video"):
-        try: images, _, durations[vid] = decode_video(path)
+        try: frames, durations[vid] = encode_video(path, encoder, settings.get("fps", 1.))
         except InputError as e:
             if len(videos) == 1: raise
             failed.append(str(e)); continue
-        events[vid] = caption_video(encoder.images(images), model, n_events, durations[vid], counter)
+        events[vid] = caption_video(frames, model, n_events, durations[vid], counter)
     return events, durations, failed
 
 # %% ../nbs/10_predict.ipynb #e029b187

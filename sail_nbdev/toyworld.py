@@ -426,7 +426,7 @@ def make_world(
     out = writable_dir(out)
     _same_world(world, out)
     for name, split, times in ("annotations/train", "train", False), ("truth/train", "train", True), ("annotations/val", "val", True):
-        write_json(out/f"{name}.json", _annotations(world, split, times))
+        if not (out/f"{name}.json").exists(): write_json(out/f"{name}.json", _annotations(world, split, times))
     _make_videos(world, _jobs(world, "train", out/"videos") + _jobs(world, "val", out/"videos"), workers=workers, progress=progress)
     return out
 

@@ -5,7 +5,7 @@
 # %% ../nbs/09_train.ipynb #dcf4c08b
 from __future__ import annotations
 
-import json, math, platform, shutil, sys
+import json, math, os, platform, shutil, sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,10 +45,10 @@ def load_training_data(
         return FeatureStore(folder/name)
     videos = read_annotations(folder/"annotations"/"train.json")
     features = store("features", "make it with sail_features")
-    texts = store("text", "the caption embeddings that L_sim needs") if config.sim_weight else None
+    texts = store("text", "make it with features.encode_texts") if config.sim_weight else None
     aug = config.aug_weight > 0
     synthetic = read_json(folder/"synthetic.json") if aug else None
-    return DeviceData(videos, features, config, texts, synthetic, store("synthetic_text", "the embeddings that L_aug needs") if aug else None, device)
+    return DeviceData(videos, features, config, texts, synthetic, store("synthetic_text", "make it with features.encode_texts") if aug else None, device)
 
 # %% ../nbs/09_train.ipynb #8898ce43
 def _save_checkpoint(folder: Path, model, optimizer, state: dict):
@@ -73,7 +73,7 @@ def _updates(config: Config, stage: int) -> list[tuple]:
     "The caption terms of the updates made for each batch."
     return [("pos",), ("neg",)] if stage == 2 and config.update == "alternate" else [("pos", "neg")]
 
-def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, total: int, log):
+def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, total: int, log, progress: bool = True):
     "One pass over `data`; calls `log` with a row for each update and returns the number of updates done so far."
     from sail_nbdev.data import batches
     c = data.config
@@ -81,7 +81,7 @@ def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, 
     model.train()
     order = batches(data, c.batch_size, derive_seed(c.seed, "order", stage, epoch))
     groups = [order[i:i + c.accumulate * acc.num_processes] for i in range(0, len(order), c.accumulate * acc.num_processes)]
-    for group in tqdm(groups, desc=f"stage {stage} epoch {epoch + 1}", leave=False, disable=not acc.is_main_process):
+    for group in tqdm(groups, desc=f"stage {stage} epoch {epoch + 1}", leave=False, disable=not (progress and acc.is_main_process)):
         for g in optimizer.param_groups: g["lr"] = c.lr * lr_factor(step, total, c.warmup)
         for terms in _updates(c, stage): row = _update(acc, model, optimizer, data, group, stage, terms)
         log(dict(stage=stage, epoch=epoch, step=step, lr=optimizer.param_groups[0]["lr"], **row))
@@ -105,13 +105,21 @@ def _update(acc, model, optimizer, data, group, stage, terms) -> dict:
 def _versions() -> dict:
     return {p: version(p) for p in ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")} | {"python": platform.python_version()}
 
-def _prepare_run(config: Config, out: Path, data_dir, resume: bool):
+def _encoder_settings(data: Path, out: Path) -> dict:
+    "What made the features of a data folder; `folder` leads from the run to the encoder that lies beside them, if one does."
+    from sail_nbdev.features import FeatureStore
+    meta, clip = FeatureStore(data/"features").meta, data/"clip"
+    return {**meta, "folder": os.path.relpath(clip.resolve(), out.resolve())} if clip.is_dir() else meta
+
+def _prepare_run(config: Config, out: Path, data: Path | None, resume: bool):
+    "Write what a run begins with, its configuration last; or see that the run that is there is this one."
     if (out/"config.json").exists():
         if not resume: raise InputError(f"{out}: holds a run already; --resume goes on with it")
         if load_config(out/"config.json") != config: raise InputError(f"{out/'config.json'}: the run there has another configuration; choose another --out")
     else:
+        write_json(out/"run.json", dict(versions=_versions(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data or "given in memory")))
+        if data: write_json(out/"encoder.json", _encoder_settings(data, out))
         save_config(config, out/"config.json")
-        write_json(out/"run.json", dict(versions=_versions(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data_dir)))
 
 # %% ../nbs/09_train.ipynb #b24fa2ac
 def _open_log(path: Path, step: int):
@@ -131,6 +139,7 @@ def train(
     stage1: str | Path | None = None,   # A run folder whose first stage is taken over
     tokenizer=None,                 # Made from the captions if None and nothing is pretrained
     device: str | None = None,      # Best there is if None
+    progress: bool = True,          # Show bars
 ):
     "Train both stages and write the run folder; returns the model. Interrupt it at any time: `resume=True` goes on from the last epoch, with the same numbers."
     import torch
@@ -139,16 +148,16 @@ def train(
     from sail_nbdev.model import Sail
     out = writable_dir(out)
     acc = Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu")
-    if isinstance(data, (str, Path)): where, data = data, load_training_data(data, config, str(acc.device))
-    else: where = "given in memory"
+    folder = Path(data) if isinstance(data, (str, Path)) else None
+    if folder: data = load_training_data(folder, config, str(acc.device))
     if (out/"model.safetensors").exists() and resume and load_config(out/"config.json") == config: return Sail.from_pretrained(out, str(acc.device))
-    _prepare_run(config, out, where, resume)
+    _prepare_run(config, out, folder, resume)
     set_seed(derive_seed(config.seed, "init"))
     if tokenizer is None and config.pretrained is None: tokenizer = train_tokenizer([c for cs in data.captions.values() for c in cs])
     model = Sail(config, tokenizer).to(acc.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     done = _resume(model, optimizer, out, stage1)
-    return _run_stages(acc, model, optimizer, data, out, done)
+    return _run_stages(acc, model, optimizer, data, out, done, progress)
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
@@ -162,7 +171,7 @@ def _resume(model, optimizer, out: Path, stage1) -> dict:
     return dict(stage=1, epoch=0, step=0)
 
 # %% ../nbs/09_train.ipynb #5c181fb5
-def _run_stages(acc, model, optimizer, data, out: Path, state: dict):
+def _run_stages(acc, model, optimizer, data, out: Path, state: dict, progress: bool):
     "Train from `state` to the end; a checkpoint each epoch, `stage1/` after the first stage, the model at the end."
     c = data.config
     epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}
@@ -171,7 +180,7 @@ def _run_stages(acc, model, optimizer, data, out: Path, state: dict):
     wrapped, optimizer = acc.prepare(model, optimizer)
     for stage in (1, 2):
         for epoch in range(state["epoch"] if stage == state["stage"] else 0, epochs[stage] if stage >= state["stage"] else 0):
-            step = train_epoch(acc, wrapped, optimizer, data, stage, epoch, state["step"], total, log if acc.is_main_process else lambda row: None)
+            step = train_epoch(acc, wrapped, optimizer, data, stage, epoch, state["step"], total, log if acc.is_main_process else lambda row: None, progress)
             last = epoch + 1 == epochs[stage]
             state = dict(stage=stage + last, epoch=0 if last else epoch + 1, step=step)
             if acc.is_main_process:

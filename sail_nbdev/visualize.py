@@ -13,13 +13,14 @@ import numpy as np
 from fastcore.basics import patch
 from fastcore.script import Param
 
-from .core import COLORS, Config, Event, InputError, Video, command, load_config, plot_style, read_json, write_text
+from .core import COLORS, Config, Event, InputError, TOY_REASONS, Video, command, load_config, plot_style, read_json, write_text
+from .evaluate import interval_iou
 from .predict import event_lanes, html_page, player_fragment, read_events, row_colors, video_source
 
 # %% auto #0
 __all__ = ['ORDER', 'SCORES', 'timeline', 'film_strip', 'plot_masks', 'masks_on_strip', 'similarity_plot', 'plot_log', 'score_of',
-           'score_table', 'Material', 'read_material', 'interval_iou', 'mean_iou', 'pick_videos', 'count_pairs',
-           'width_pairs', 'plot_widths', 'findings', 'config_differences', 'report_html', 'make_report', 'sail_report',
+           'score_table', 'Material', 'read_material', 'mean_iou', 'pick_videos', 'count_pairs', 'width_pairs',
+           'plot_widths', 'findings', 'config_differences', 'report_html', 'make_report', 'sail_report',
            'EventExplorer']
 
 # %% ../nbs/12_visualize.ipynb #1df70eb2
@@ -328,15 +329,10 @@ def read_material(
     return m
 
 # %% ../nbs/12_visualize.ipynb #abf13ebb
-def interval_iou(a, b) -> np.ndarray:
-    "Overlap of intervals `a` [N,2] and `b` [M,2] divided by their union: [N,M], 0 where the union is empty."
-    a, b = (np.asarray(o, dtype=float).reshape(-1, 2) for o in (a, b))
-    inter = np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0])      # [N,M]
-    inter = inter.clip(0)
-    union = (a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0])[None] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-
-def _spans(events: list[Event]) -> list[tuple[float, float]]: return [(e.start, e.end) for e in events]
+def _overlaps(a: list[Event], b: list[Event]) -> np.ndarray:
+    "Temporal IoU of each event of `a` with each of `b`, [N,M]."
+    times = lambda es: np.array([(e.start, e.end) for e in es], dtype=float).reshape(-1, 2)
+    return interval_iou(times(a)[:, None], times(b)[None])
 
 def mean_iou(
     events: list[Event],    # Predicted
@@ -344,7 +340,7 @@ def mean_iou(
 ) -> float:
     "Mean over the true events of the best IoU with a predicted one."
     if not truth or not events: return 0.
-    return float(interval_iou(_spans(truth), _spans(events)).max(1).mean())
+    return float(_overlaps(truth, events).max(1).mean())
 
 # %% ../nbs/12_visualize.ipynb #edf6e9e9
 def pick_videos(
@@ -370,7 +366,7 @@ def width_pairs(m: Material, method: str) -> np.ndarray:
     for vid, t in m.truth.items():
         found = m.events[method].get(vid, [])
         if not found: continue
-        iou, true, said = interval_iou(t.intervals, _spans(found)), np.diff(t.intervals, axis=1)[:, 0], np.array([e.duration for e in found])
+        iou, true, said = _overlaps(t.events, found), np.diff(t.intervals, axis=1)[:, 0], np.array([e.duration for e in found])
         pairs += [(true[i] / t.duration, said[j] / t.duration) for i, j in enumerate(iou.argmax(1)) if iou[i, j] > 0]
     return np.array(pairs, dtype=float).reshape(-1, 2)
 
@@ -553,13 +549,14 @@ def _config_html(m: Material) -> str:
     "The configuration of the main run, and where it leaves the paper's."
     if not m.configs: return ""
     name = "sail" if "sail" in m.configs else _ordered(m.configs)[0]
-    c, why = m.configs[name], _meanings()
+    c, means = m.configs[name], _meanings()
     base = Config.preset("activitynet" if c.name == "toy" else c.name, method=c.method)
     text = lambda o: html.escape(_flat(o)[0][1])
-    rows = [[f"<code>{k}</code>", text(x), text(y), html.escape(why.get(k, ""))] for k, x, y in config_differences(c, base)]
+    why = TOY_REASONS if c.name == "toy" else {}
+    rows = [[f"<code>{k}</code>", text(x), text(y), html.escape(means.get(k, "")), html.escape(why.get(k, ""))] for k, x, y in config_differences(c, base)]
     said = f"The run {name} uses the preset {c.name}, method {c.method}. " + (f"It differs from the preset {base.name} in {len(rows)} settings:" if rows else f"It does not differ from the preset {base.name}.")
     whole = f"<details><summary>Every setting</summary>{_facts(dataclasses.asdict(c))}</details>"
-    return _section("config", "Configuration", _p(said), _html_table(["setting", base.name, "here", "meaning"], rows, "facts") if rows else "", _runs_compared(m), whole)
+    return _section("config", "Configuration", _p(said), _html_table(["setting", base.name, "here", "meaning", "reason"], rows, "facts") if rows else "", _runs_compared(m), whole)
 
 # %% ../nbs/12_visualize.ipynb #aff611e9
 def _runs_compared(m: Material) -> str:
