@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #134e10a8
 from __future__ import annotations
 
-import dataclasses, functools, json, math, os, random, shutil, sys, tempfile, zlib
+import dataclasses, functools, json, math, os, random, secrets, shutil, sys, tempfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,22 +214,29 @@ def load_config(path: str | Path) -> Config:
     return _from_dict(read_json(path), str(path))
 
 # %% ../nbs/00_core.ipynb #e3f6fd89
+def _remove(path: Path) -> None:
+    "Remove a file or a folder, if it is there."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
+
 @contextmanager
 def atomic_path(
     path: str | Path,   # Where the file or folder is to stand
 ):
-    "Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not."
+    "Give a path beside `path`, with the same ending, to write to. It becomes `path` when the block ends well and is removed when it does not."
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = (path.with_name(f".{secrets.token_hex(4)}.{path.name}") for _ in "no")
+    try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror})") from None
+    if not os.access(path.parent, os.W_OK): raise InputError(f"{path}: cannot be written (no permission)")
     try:
-        inner = tmp/path.name
-        yield inner
-        if path.is_dir() and inner.is_dir(): shutil.rmtree(path)
-        os.replace(inner, path)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        yield new
+        if path.is_dir() and new.is_dir(): os.replace(path, old)
+        os.replace(new, path)
+    except OSError as e:
+        if not str(e.filename or "").startswith(str(new)): raise        # an error of something else in the block
+        raise InputError(f"{path}: cannot be written ({e.strerror})") from None
+    finally: _remove(new); _remove(old)
 
 # %% ../nbs/00_core.ipynb #ccfc8afb
 def write_text(path: str | Path, text: str) -> None:

@@ -250,7 +250,7 @@ def prepare(self: Encoder,
 @patch
 def images(self: Encoder,
     frames,                  # uint8 [S,H,W,3], array or tensor
-    batch_size: int = 64,    # Frames the image tower takes at a time
+    batch_size: int = 16,    # Frames the image tower takes at a time
 ):                           # float32 [S,D] on the device
     "Un-normalised image embeddings of `frames`."
     return self._towers([self.prepare(frames[i:i + batch_size]) for i in range(0, max(1, len(frames)), batch_size)], batch_size)
@@ -259,25 +259,29 @@ def images(self: Encoder,
 def _towers(self: Encoder, prepared: list, batch_size: int):
     "Run the image tower over prepared frames, a list of [n,3,h,w], and return float32 [S,D]."
     import torch
-    x = prepared[0] if len(prepared) == 1 else torch.cat(prepared)                                  # [S,3,h,w]
-    with torch.inference_mode():
-        rows = [self.model.encode_image(b).float() for b in x.split(batch_size) if len(b)]
-    return torch.cat(rows) if rows else torch.zeros(0, self.dim, device=self.device)      # [S,D]
+    return self._in_batches(self.model.encode_image, torch.cat(prepared), batch_size)
+
+@patch
+def _in_batches(self: Encoder, tower, x, batch_size: int):
+    "`tower` over the rows of `x`, as float32 [n,D]. Every batch has one shape, the last one filled up with zeros: so a row gives the same bits whatever stands beside it."
+    import torch
+    filled = torch.cat([x, x.new_zeros(-len(x) % batch_size, *x.shape[1:])]).contiguous()
+    with torch.inference_mode(): rows = [tower(b).float() for b in filled.split(batch_size) if len(b)]
+    return torch.cat(rows)[:len(x)] if rows else torch.zeros(0, self.dim, device=self.device)      # [n,D]
 
 # %% ../nbs/02_features.ipynb #5c2ea2ba
 @patch
 def texts(self: Encoder,
     texts: list[str],         # Sentences
-    batch_size: int = 256,    # Sentences the text tower takes at a time
+    batch_size: int = 32,     # Sentences the text tower takes at a time
 ):                            # float32 [n,D] on the device
     "Un-normalised text embeddings. Texts longer than the context are cut by the tokenizer; `truncated` counts them."
     import torch
     if isinstance(texts, str): raise InputError(f"texts must be a list of sentences, not the string {texts[:40]!r}")
     texts = list(texts)
     self.truncated += sum(self._n_tokens(t) > self.tokenizer.context_length for t in texts)
-    with torch.inference_mode():
-        rows = [self.model.encode_text(self.tokenizer(texts[i:i + batch_size]).to(self.device)).float() for i in range(0, len(texts), batch_size)]
-    return torch.cat(rows) if rows else torch.zeros(0, self.dim, device=self.device)      # [n,D]
+    tokens = self.tokenizer(texts) if texts else torch.zeros(0, self.tokenizer.context_length, dtype=torch.long)
+    return self._in_batches(self.model.encode_text, tokens.to(self.device), batch_size)
 
 @patch
 def _n_tokens(self: Encoder, text: str) -> int:
@@ -488,7 +492,7 @@ class _Writer:
         "A chunk of `id`, or None when it has ended."
         x = None if chunk is None else self.encoder.prepare(chunk)
         self.waiting.append((id, x)); self.count += 0 if x is None else len(x)
-        if self.count >= self.batch_size: self.flush()
+        if self.count >= 4 * self.batch_size: self.flush()     # few batches that are not full
 
     def drop(self, id):
         "Forget what is there of `id`."
@@ -530,7 +534,7 @@ def extract(
     encoder: Encoder,             # What makes them
     fps: float = 1.0,             # Frames a second
     workers: int | None = None,   # Videos decoded at the same time; None for the number of cores, at most 8
-    batch_size: int = 64,         # Frames the image tower takes at a time
+    batch_size: int = 16,         # Frames the image tower takes at a time
     progress: bool = True,        # Show a bar
 ) -> dict:                        # {"done": [ids], "skipped": [ids], "failed": {id: reason}}
     "Put the features of all videos into `store`. Videos that are there and whose file has the same size are skipped; failures go to `failed.jsonl` in the store with their reason."
@@ -571,7 +575,7 @@ def encode_captions(
     captions: dict,           # {id: [sentence or None, ...]}
     store: FeatureStore,      # Where the rows go
     encoder: Encoder,         # What makes them
-    batch_size: int = 256,    # Sentences the text tower takes at a time
+    batch_size: int = 32,     # Sentences the text tower takes at a time
 ) -> dict:                    # {"done": [ids], "skipped": [ids], "truncated": number of sentences that were cut}
     "Put one row per caption into `store`, a zero row for None. Videos whose captions have not changed and videos without captions are skipped; equal sentences are encoded once."
     _same_making(store, **encoder.meta)
@@ -623,7 +627,7 @@ def sail_features(
     fps: float = 1.0,                # Frames a second
     workers: int = 0,                # Videos decoded at the same time; 0 for the number of cores, at most 8
     device: str = "",                # cpu, cuda or mps; empty for the best there is
-    batch_size: int = 64,            # Frames encoded at a time
+    batch_size: int = 16,            # Frames encoded at a time
 ) -> int:                            # 0 all well, 1 some videos failed
     "Decode videos, encode their frames with CLIP and keep the features; goes on where it stopped."
     if not out: raise InputError("--out STORE is needed: the folder the features go to")

@@ -209,9 +209,10 @@ def _html_table(head: list[str], rows: list[list[str]], css: str = "") -> str:
 def _rich_table(cells: dict):
     "The table for a terminal."
     from rich.markup import escape
+    from rich import box
     from rich.table import Table
-    table = Table("", *(escape(c) for c in SCORES))
-    for c in table.columns[1:]: c.justify = "right"
+    table = Table("", *(escape(c) for c in SCORES), box=box.SIMPLE_HEAD, pad_edge=False, padding=0)     # fits 80 columns
+    for c in table.columns[1:]: c.justify, c.min_width = "right", max(map(len, str(c.header).split()))
     for name, row in cells.items(): table.add_row(escape(name), *(f"[bold green]{t}[/]" if b else t for t, b in row))
     return table
 
