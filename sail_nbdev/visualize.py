@@ -612,6 +612,8 @@ def report_html(
     with matplotlib.rc_context():
         makers = (_scores_html, functools.partial(_videos_html, n=n_videos), _counts_html, _widths_html, _curves_html, _synthetic_html, _config_html, _run_html)
         parts = [p for make in makers if (p := make(m))]
+        live = matplotlib.is_interactive()      # a notebook's backend turns this on with the first figure, and it must survive
+    matplotlib.interactive(live)
     links = [(p.split('"')[1], p.split("<h2>")[1].split("</h2>")[0]) for p in parts]
     nav = "<nav>" + "".join(f'<a href="#{i}">{t}</a>' for i, t in links) + "</nav>"
     return html_page(title, f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>{nav}{"".join(parts)}', _REPORT_CSS)
