@@ -132,6 +132,7 @@ def _prompt_text(self, gap: Gap) -> str:
     if not self.tokenizer.chat_template: return "\n".join(m["content"] for m in chat) + "\n"
     return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
+# %% ../nbs/07_augment.ipynb #b3569ac6
 def _write_batch(self, texts: list[str]) -> list[str]:
     import torch
     x = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not self.tokenizer.chat_template).to(self.device)
@@ -181,6 +182,7 @@ def _ask(self, gap: Gap, seed: int) -> str:
     except (OpenAIError, ValueError) as e: raise InputError(f"{self.base_url or 'the OpenAI server'}: gave no answer for video {gap.video}, gap {gap.index + 1} ({type(e).__name__}: {str(e)[:160]}); what was answered is kept, run it again") from None
     return answer.choices[0].message.content or "" if getattr(answer, "choices", None) else ""
 
+# %% ../nbs/07_augment.ipynb #8c8f24ef
 def write(self, gaps: list[Gap], seed: int) -> list[str]:
     "One raw answer for each gap."
     with ThreadPoolExecutor(self.concurrency) as pool: return list(pool.map(lambda g: self._ask(g, seed), gaps))
@@ -195,6 +197,7 @@ def tidy(text: str | None) -> str:
     line = re.sub(r"^\W*(?=\w)", "", line.strip()).rstrip("\"'”* ")
     return clean_caption(re.split(r"(?<=[.!?])[\"'”]*\s", line, maxsplit=1)[0]) if line else ""
 
+# %% ../nbs/07_augment.ipynb #d92a0aaa
 def reject(caption: str, gap: Gap, most_words: int = 30) -> str | None:
     "Why a tidied caption is not used; `None` if it is."
     if not caption.strip(" ."): return "empty"
@@ -255,6 +258,7 @@ def _drawn(gaps: list[Gap], share: float, seed: int) -> list[Gap]:
     if not 0 <= share <= 1: raise InputError(f"share={share} must be in [0,1]")
     return [g for g in gaps if share == 1 or np.random.default_rng(derive_seed(seed, "gap", g.video, g.index)).random() < share]
 
+# %% ../nbs/07_augment.ipynb #e824eb34
 def _collect(videos, answers: dict, about: dict, said: dict) -> tuple[dict, dict]:
     "Captions by video, and the counts of what was used and what was not."
     out, counts = {v: [None] * max(0, len(o.captions) - 1) for v, o in videos.items()}, {}

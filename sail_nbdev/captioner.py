@@ -101,10 +101,12 @@ def sentence_ids(self, sentence: str) -> list[int]:
     if sentence not in self._cache: self._cache[sentence] = self.tokenizer.encode(sentence + " ", add_special_tokens=False).ids
     return self._cache[sentence]
 
+# %% ../nbs/05_captioner.ipynb #fc34c6ff
 def prompt_ids(self, mode: str, n: int) -> list[int]:
     "Tokens of `<FULL>3 events: `."
     return [self.ids[mode]] + self.sentence_ids(f"{n} events:")
 
+# %% ../nbs/05_captioner.ipynb #52304616
 def sequence(self, mode: str, sentences: list[str]) -> list[int]:
     "Mode, count, sentences and end: what the decoder reads and is scored on, the mode token excepted."
     body = [t for s in sentences for t in self.sentence_ids(s)]

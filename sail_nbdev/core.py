@@ -209,6 +209,7 @@ def save_config(config: Config, path: str | Path) -> None:
     "Write `config` as JSON."
     write_json(path, dataclasses.asdict(config))
 
+# %% ../nbs/00_core.ipynb #a954d6d4
 def load_config(path: str | Path) -> Config:
     "Read what `save_config` wrote; an `InputError` names an unknown or ill-typed field."
     return _from_dict(read_json(path), str(path))
@@ -219,6 +220,7 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #6953f7e3
 @contextmanager
 def atomic_path(
     path: str | Path,   # Where the file or folder is to stand
@@ -243,10 +245,12 @@ def write_text(path: str | Path, text: str) -> None:
     "Write UTF-8 text, whole or not at all."
     with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
 
+# %% ../nbs/00_core.ipynb #d8c36416
 def write_json(path: str | Path, value) -> None:
     "Write `value` as JSON, whole or not at all."
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
+# %% ../nbs/00_core.ipynb #b5903841
 def read_json(path: str | Path):
     "Read a JSON file; an `InputError` says that it is missing, not UTF-8, or where it stops being JSON."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -271,11 +275,13 @@ def derive_seed(seed: int, *keys) -> int:
     words = [seed] + [k if isinstance(k, int) else zlib.crc32(str(k).encode()) for k in keys]
     return int(np.random.SeedSequence(words).generate_state(1)[0] >> 1)
 
+# %% ../nbs/00_core.ipynb #77bbb626
 def set_seed(seed: int) -> None:
     "Seed Python, NumPy and torch on every device."
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
+# %% ../nbs/00_core.ipynb #87a517ec
 def pick_device(name: str | None = None) -> str:
     "`name` if this machine has it, else the best there is: cuda, then mps, then cpu. An `InputError` for one that is not there."
     import torch

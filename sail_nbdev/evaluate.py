@@ -78,10 +78,12 @@ def _as_list(references) -> list:
     "One annotator or several, as a list."
     return list(references) if isinstance(references, (list, tuple)) else [references]
 
+# %% ../nbs/11_evaluate.ipynb #a9d2d16e
 def _name(source, what: str) -> str:
     "What to call `source` in messages."
     return str(source) if isinstance(source, (str, Path)) else what
 
+# %% ../nbs/11_evaluate.ipynb #e9b95767
 def _open(source, what: str) -> tuple[dict, str]:
     "The dict behind a path or a dict, and the name to use for it in messages."
     name = _name(source, what)
@@ -99,6 +101,7 @@ def _times(value, where: str, field: str) -> tuple[float, float]:
     if e < s: raise InputError(f"{where}: {field}=[{s}, {e}] ends before it starts")
     return s, e
 
+# %% ../nbs/11_evaluate.ipynb #0cd81769
 def _sentence(value, where: str, field: str) -> str:
     "A checked sentence, with everything that is not printable ASCII as a space."
     if not isinstance(value, str): raise InputError(f"{where}: {field}={value!r} must be text")
@@ -112,6 +115,7 @@ def _duration(record: dict, where: str) -> float | None:
         raise InputError(f"{where}: duration={d!r} must be a positive number of seconds")
     return d
 
+# %% ../nbs/11_evaluate.ipynb #79b62d75
 def _durations(references: list) -> dict[str, float]:
     "Durations of all videos of one or several annotators; the first file that knows a video counts."
     out = {}
@@ -155,6 +159,7 @@ def _read_predictions(source) -> dict:
         out[vid] = _segments([(o["timestamp"], f"event {j}: timestamp", o["sentence"], f"event {j}: sentence") for j, o in enumerate(events)], where)
     return out
 
+# %% ../nbs/11_evaluate.ipynb #f656b895
 def _segments(rows, where: str):
     "Checked times and sentences, in the order of their start (ties in the order of the file)."
     rows = sorted(((_times(t, where, ft), _sentence(s, where, fs)) for t, ft, s, fs in rows), key=lambda o: o[0][0])
@@ -169,6 +174,7 @@ class _Segments:
     text: np.ndarray    # [n] index of the sentence
     counts: np.ndarray  # [V] segments of each video; 0 if this side does not have it
 
+# %% ../nbs/11_evaluate.ipynb #4c6df2be
 def _flatten(side: dict, videos: list, ids: dict) -> _Segments:
     "The columns of `side`, an annotator or the predictions; new sentences get the next number in `ids`."
     rows = [side.get(v, (np.zeros((0, 2)), [])) for v in videos]
@@ -182,6 +188,7 @@ def _expand(start: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray
     owner = np.repeat(np.arange(len(size)), size)
     return start[owner] + np.arange(len(owner)) - (np.cumsum(size) - size)[owner], owner
 
+# %% ../nbs/11_evaluate.ipynb #85e7d04b
 def _starts(size: np.ndarray) -> np.ndarray:
     "Where each of several runs of these sizes begins."
     return np.cumsum(size) - size
@@ -194,6 +201,7 @@ class _Pairs:
     ref: np.ndarray     # [M] index into the references
     iou: np.ndarray     # [M]
 
+# %% ../nbs/11_evaluate.ipynb #0ed6cd99
 def _pair(preds: _Segments, refs: _Segments) -> _Pairs:
     row, pred = _expand(_starts(refs.counts)[preds.video], refs.counts[preds.video])            # every prediction meets its video's references
     return _Pairs(pred, row, interval_iou(preds.times[pred], refs.times[row]))
@@ -205,6 +213,7 @@ def _share_hit(n: int, hit: np.ndarray, seg: _Segments) -> np.ndarray:
     mark[hit] = True
     return np.bincount(seg.video[mark], minlength=len(seg.counts)) / np.maximum(seg.counts, 1)
 
+# %% ../nbs/11_evaluate.ipynb #3d8f49cd
 def _localization(preds: _Segments, annotators: list, tiou: float) -> tuple[np.ndarray, np.ndarray]:
     "Precision and recall [V] of each video at one threshold: the best annotator's, each on its own."
     p, r = [], []
@@ -256,6 +265,7 @@ class _Corpora:
     hyp: np.ndarray     # [M] index of the predicted sentence
     ref: np.ndarray     # [M] index of the reference sentence
 
+# %% ../nbs/11_evaluate.ipynb #9f0fa1e6
 def _corpora(preds: _Segments, annotators: list, tiou: float, nonsense: int) -> _Corpora:
     "Every prediction with every reference at IoU >= tiou, or with the sentence number `nonsense` if it has none."
     pred = [pairs.pred[pairs.iou >= tiou] for _, pairs in annotators]
@@ -269,6 +279,7 @@ def _codes(hyp: np.ndarray, ref: np.ndarray, n: int) -> np.ndarray:
     "One number for each ordered pair of the n sentences; sorted codes are sorted by reference."
     return ref * n + hyp
 
+# %% ../nbs/11_evaluate.ipynb #f42df430
 def _mean_by(group: np.ndarray, value: np.ndarray, n: int) -> np.ndarray:
     "Mean of `value` within each of n groups; 0 for an empty one [n]."
     return np.bincount(group, value, n) / np.maximum(np.bincount(group, minlength=n), 1)
@@ -352,6 +363,7 @@ def _places(words: list[str]) -> dict[str, int]:
     for i, w in enumerate(words): out[w] = out.get(w, 0) | 1 << i
     return out
 
+# %% ../nbs/11_evaluate.ipynb #f75219ac
 def _rouge_l(texts: list[str], hyp: np.ndarray, ref: np.ndarray) -> np.ndarray:
     "ROUGE-L of each pair of sentences; pairs of one reference should follow each other. An empty sentence counts as one empty word."
     words, beta2, out, last = {}, 1.2**2, [], None
@@ -418,6 +430,7 @@ class _PairFacts:
     correct: np.ndarray     # [Q,4] clipped n-gram matches
     rouge: np.ndarray | None    # [Q]
 
+# %% ../nbs/11_evaluate.ipynb #748780ef
 def _pair_facts(texts: list[str], code: np.ndarray, rouge: bool = True) -> _PairFacts:
     g = _count_ngrams(texts)
     ref, hyp = np.divmod(code, len(texts))
@@ -508,12 +521,14 @@ def _meteor_line(refs: list[str], hyp: str) -> str:
     "One question in the program's form; three bars in the hypothesis would be read as its end."
     return f"SCORE ||| {' ||| '.join(refs)} ||| {hyp.replace('|||', '').replace('  ', ' ')}\n"
 
+# %% ../nbs/11_evaluate.ipynb #938b423b
 @patch
 def start(self: _Meteor, lines: list[str]) -> None:
     "Begin to score these lines, shared among the processes. Once only: they read to the end of their input."
     self.bar = tqdm(total=len(lines), desc="METEOR", disable=not self.verbose, leave=False)
     self.answers = [self.pool.submit(_ask, p, lines[i::self.n], self.bar.update) for i, p in enumerate(self.processes)]
 
+# %% ../nbs/11_evaluate.ipynb #ca6da44f
 @patch
 def stats(self: _Meteor) -> np.ndarray:
     "METEOR's counts [n,23] of the lines, as soon as they are all there."
@@ -658,14 +673,17 @@ def _questions(job: _Job, code: np.ndarray, soda: list, annotators: list) -> np.
     if "SODA_c" in job.chosen: ask += [o[p.iou > 0] for o, (_, p) in zip(soda, annotators)]
     return np.unique(np.concatenate(ask))
 
+# %% ../nbs/11_evaluate.ipynb #c2584bff
 def _stack(job: _Job, rows: list[dict]) -> None:
     "Add the scores of each threshold to the tables."
     job.tables |= {k: np.array([row[k] for row in rows]) for k in rows[0]}                      # [T,V]
 
+# %% ../nbs/11_evaluate.ipynb #7854e62e
 def _video_meteor(stats: np.ndarray, video: np.ndarray, n_videos: int) -> np.ndarray:
     "METEOR of each video [V]: that of the sum of its pairs' counts."
     return meteor_score(np.stack([np.bincount(video, col, n_videos) for col in summable(stats).T], 1))
 
+# %% ../nbs/11_evaluate.ipynb #496bc636
 def _pair_meteor(asked: np.ndarray, stats: np.ndarray, code: np.ndarray) -> np.ndarray:
     "METEOR of each pair; 0 for those that were not asked."
     if not len(asked): return np.zeros(len(code))

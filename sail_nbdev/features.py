@@ -207,6 +207,7 @@ def _fingerprint(model) -> str:
     for name, p in model.state_dict().items(): h.update(f"{name}{tuple(p.shape)}".encode() + p.flatten()[:64].float().cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
+# %% ../nbs/02_features.ipynb #956fb898
 @patch
 def _set_meta(self: Encoder, model, pretrained, precision):
     "Fill `meta` (what a `FeatureStore` keeps beside the features) and `dim`, from the model itself."
@@ -255,12 +256,14 @@ def images(self: Encoder,
     "Un-normalised image embeddings of `frames`."
     return self._towers([self.prepare(frames[i:i + batch_size]) for i in range(0, max(1, len(frames)), batch_size)], batch_size)
 
+# %% ../nbs/02_features.ipynb #1097896c
 @patch
 def _towers(self: Encoder, prepared: list, batch_size: int):
     "Run the image tower over prepared frames, a list of [n,3,h,w], and return float32 [S,D]."
     import torch
     return self._in_batches(self.model.encode_image, torch.cat(prepared), batch_size)
 
+# %% ../nbs/02_features.ipynb #d8fa674e
 @patch
 def _in_batches(self: Encoder, tower, x, batch_size: int):
     "`tower` over the rows of `x`, as float32 [n,D]. Every batch has one shape, the last one filled up with zeros: so a row gives the same bits whatever stands beside it."
@@ -283,6 +286,7 @@ def texts(self: Encoder,
     tokens = self.tokenizer(texts) if texts else torch.zeros(0, self.tokenizer.context_length, dtype=torch.long)
     return self._in_batches(self.model.encode_text, tokens.to(self.device), batch_size)
 
+# %% ../nbs/02_features.ipynb #3063d0b1
 @patch
 def _n_tokens(self: Encoder, text: str) -> int:
     "Tokens of `text` with start and end marks, before any cut."
@@ -332,16 +336,19 @@ def _file(self: FeatureStore, id: str) -> Path:
     name = quote(id, safe="", errors="surrogatepass")
     return self.shards/f"{name[:180]}.{hashlib.sha256(name.encode()).hexdigest()[:8]}.safetensors"
 
+# %% ../nbs/02_features.ipynb #06423805
 @patch
 def __contains__(self: FeatureStore, id) -> bool:
     return self._file(id).exists()
 
+# %% ../nbs/02_features.ipynb #e4fd9ae9
 @patch
 def ids(self: FeatureStore) -> list[str]:
     "All ids, sorted."
     files = ((f, f.name[:-21]) for f in self.shards.glob("*.safetensors"))
     return sorted(unquote(n, errors="surrogatepass") if len(n) < 180 else _read(f)[1].get("id", n) for f, n in files)
 
+# %% ../nbs/02_features.ipynb #279e4ff9
 @patch
 def __len__(self: FeatureStore) -> int:
     return sum(1 for _ in self.shards.glob("*.safetensors"))
@@ -380,18 +387,21 @@ def _read(file: Path) -> tuple[np.ndarray, dict]:
     except FileNotFoundError: raise InputError(f"{file}: no such file") from None
     except (SafetensorError, OSError, ValueError) as e: raise InputError(f"{file}: is damaged ({e}); delete it and extract again") from None
 
+# %% ../nbs/02_features.ipynb #978d8295
 @patch
 def _row(self: FeatureStore, id: str) -> tuple[np.ndarray, dict]:
     "Matrix and metadata of `id`; an `InputError` if it is not there."
     if id not in self: raise InputError(f"{self.folder}: holds no features of {id!r} ({len(self)} ids are there)")
     return _read(self._file(id))
 
+# %% ../nbs/02_features.ipynb #2f0b5187
 @patch
 def __getitem__(self: FeatureStore, id):
     "The matrix of `id`, float32 tensor [S,D]."
     import torch
     return torch.from_numpy(self._row(id)[0])
 
+# %% ../nbs/02_features.ipynb #3f1ce0cc
 @patch
 def source(self: FeatureStore, id: str) -> str | None:
     "What the matrix of `id` was made from; None if it is not there."
@@ -453,6 +463,7 @@ def encode_video(
 # %% ../nbs/02_features.ipynb #5db2b81f
 class _Stop(Exception): pass
 
+# %% ../nbs/02_features.ipynb #a9d293f9
 @contextmanager
 def _decode_ahead(jobs: dict, fps: float, workers: int):
     "Give an iterator over (id, chunk), then (id, None) where a video ends or (id, exception) where it fails; decoding runs ahead in threads."
@@ -522,6 +533,7 @@ def _named(paths) -> dict[str, Path]:
         jobs[p.stem] = p
     return jobs
 
+# %% ../nbs/02_features.ipynb #f6d95449
 def _source(path: Path) -> str:
     "What a store remembers of a video file: its size."
     try: return f"{path.stat().st_size} bytes"

@@ -17,6 +17,7 @@ def _pairs(valid):
     n = valid.shape[-1]
     return valid[:, :, None] & valid[:, None, :] & ~torch.eye(n, dtype=torch.bool, device=valid.device)
 
+# %% ../nbs/06_losses.ipynb #5e1502a5
 def _video_mean(values, keep):
     "Mean over the kept entries of each video [B,...], 0 where a video keeps none; then the mean over videos."
     dims = tuple(range(1, values.ndim))
@@ -37,6 +38,7 @@ def pool(masks, frames):
     "Masked frames pooled over time, up to scale: [B,N,T] x [B,T,D] -> [B,N,D]."
     return masks.float() @ frames.float()
 
+# %% ../nbs/06_losses.ipynb #958ff80c
 def similarities(
     masks,      # [B,N,T]
     frames,     # [B,T,D] CLIP frames

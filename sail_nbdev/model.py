@@ -43,6 +43,7 @@ def place(self, frames, valid):
     i = torch.arange(valid.shape[1], device=valid.device)
     return (i + .5) / n, (self.config.layout_k / n).clamp_max(1).expand(valid.shape)
 
+# %% ../nbs/08_model.ipynb #36040263
 def localize(self,
     frames,         # [B,T,D]
     n_events,       # N for all, or B numbers
@@ -52,6 +53,7 @@ def localize(self,
     if n.min() < 1: raise InputError(f"n_events={int(n.min())}: a video has at least one event")
     with torch.no_grad(): return self.place(frames, torch.arange(int(n.max()), device=n.device) < n[:, None])
 
+# %% ../nbs/08_model.ipynb #12b878af
 def masks(self, centers, widths):
     "Masks [...,N,T] of the configured family."
     return MASKS[self.config.mask](centers, widths, self.config.n_frames, self.config.tau, self.config.width_floor)

@@ -29,6 +29,7 @@ def write_paragraphs(
     from sail_nbdev.captioner import FULL
     return [t for i in range(0, len(frames), batch_size) for t in counter.captioner.write(frames[i:i + batch_size], FULL)]
 
+# %% ../nbs/10_predict.ipynb #583376b8
 def count_events(
     paragraphs: list[str],
     most: int,              # Cap, `max_captions` of the configuration
@@ -131,6 +132,7 @@ def _by_video(events: dict | list, path: str | Path = "video") -> dict[str, list
     "`events` as a dict; a bare list belongs to the video that the file is named after."
     return dict(events) if isinstance(events, dict) else {Path(path).stem: list(events)}
 
+# %% ../nbs/10_predict.ipynb #cf46e496
 def events_json(
     events: dict[str, list[Event]],             # Events of each video, seconds
     durations: dict[str, float] | None = None,  # Length of each video, seconds
@@ -149,6 +151,7 @@ def _read_event(row, where: str) -> Event:
     try: return Event(float(stamp[0]), float(stamp[1]), row["sentence"])
     except InputError as e: raise InputError(f"{where}: {e}") from None
 
+# %% ../nbs/10_predict.ipynb #5c636450
 def read_events(
     path: str | Path,   # A file in the results form
 ) -> dict[str, list[Event]]:
@@ -167,6 +170,7 @@ def _cue_text(caption: str, form: str) -> str:
     if form == "vtt": text = html.escape(text, quote=False)
     return text.replace("\\", "\\\u200c")               # pysubs2 would read \N, \n, \h and {\...} as mark-up
 
+# %% ../nbs/10_predict.ipynb #368c15d4
 def events_subtitles(
     events: list[Event],    # Events of one video, seconds
     form: str = "srt",      # srt | vtt
@@ -203,11 +207,13 @@ def event_lanes(events: list[Event]) -> list[int]:
         lanes[i] = lane
     return lanes
 
+# %% ../nbs/10_predict.ipynb #67f38a3a
 def _clock(seconds: float) -> str:
     "Seconds as m:ss, or h:mm:ss from an hour on."
     s = int(seconds)
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
 
+# %% ../nbs/10_predict.ipynb #191ff303
 def _ticks(duration: float) -> list[float]:
     "At most eight round times from 0 to `duration`, seconds."
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -223,6 +229,7 @@ def _event_html(e: Event, lane: int, duration: float, name: str, number: int) ->
     return (f'<button type="button" class="sv-event" style="left:{left:.3f}%;width:{right - left:.3f}%;--lane:{lane}" data-start="{e.start:.3f}" data-end="{e.end:.3f}" '
             f'title="{label}" aria-label="{label}"><span>{text}</span></button>')
 
+# %% ../nbs/10_predict.ipynb #f8735a72
 def _row_html(name: str, events: list[Event], duration: float, color: str) -> str:
     "One row: its name and its track of events."
     lanes = event_lanes(events)
@@ -237,6 +244,7 @@ def _list_html(rows: dict[str, list[Event]], colors: dict[str, str]) -> str:
     parts = [f'<h4 style="--c:{colors[n]}">{html.escape(n)}</h4><ol>{"".join(map(item, es))}</ol>' for n, es in rows.items()]
     return f'<details class="sv-list"><summary>All captions</summary>{"".join(parts)}</details>'
 
+# %% ../nbs/10_predict.ipynb #5d84a8d4
 def row_colors(names) -> dict[str, str]:
     "The book's colour for a known name, else one of a few more."
     more = ("#3b7dd8", "#c2557a", "#11999e", "#8d6bd1", "#a58a2b")
@@ -418,6 +426,7 @@ def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed
     title = next(iter(events)) if len(events) == 1 else f"{len(events)} videos"
     return html_page(title, f"<h1>{html.escape(title)}</h1>" + "".join(parts))
 
+# %% ../nbs/10_predict.ipynb #1b47a4d1
 def write_events(
     events: dict[str, list[Event]] | list[Event],   # Events by video, seconds; a bare list belongs to the video the file is named after
     path: str | Path,                               # Where to: .json, .srt, .vtt or .html

@@ -105,6 +105,7 @@ def fast(cls, **knobs) -> World:
     "A world for a first look: 40 training videos, 12 validation videos, few clips for its CLIP."
     return cls(**{**dict(n_train=40, n_val=12, n_clip=150), **knobs})
 
+# %% ../nbs/13_toyworld.ipynb #3790c780
 @patch_to(World, cls_method=True)
 def load(cls, folder: str | Path) -> World:
     "The world a folder was made from (its `world.json`)."
@@ -145,6 +146,7 @@ class Scene(NamedTuple):
     said: tuple[Thing, ...]         # What the caption mentions: the subject and at least two props, where there are two
     caption: str
 
+# %% ../nbs/13_toyworld.ipynb #528b7f04
 class Gap(NamedTuple):
     "What really happens between two events."
     start: int
@@ -153,6 +155,7 @@ class Gap(NamedTuple):
     arrives: Thing | None           # The next one, if it is seen to come
     caption: str | None             # None where nothing happens
 
+# %% ../nbs/13_toyworld.ipynb #379f67a1
 class Script(NamedTuple):
     "A whole video before a pixel is drawn."
     id: str
@@ -176,6 +179,7 @@ def _noun(rng, thing: Thing, size: bool = True, color: bool = True) -> str:
     size_word = rng.choice(_SIZES[thing.size]) if size and thing.size in _SIZES else ""
     return " ".join(filter(None, (size_word, color and thing.color, rng.choice(_NOUNS[thing.shape]))))
 
+# %% ../nbs/13_toyworld.ipynb #38969517
 def _a(phrase: str) -> str: return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 # %% ../nbs/13_toyworld.ipynb #0a3a831b
@@ -359,6 +363,7 @@ def _jobs(world: World, split: str, folder: Path) -> list[tuple[str, int, str]]:
     "(split, index, file) of every video of a split."
     return [(split, i, str(folder/f"{split}_{i + 1:04d}.mp4")) for i in range(getattr(world, f"n_{split}"))]
 
+# %% ../nbs/13_toyworld.ipynb #339277ca
 def _make(world: World, jobs: list, step: int = 1):
     "Write the videos of `jobs`, one after the other, and say so after each."
     for split, i, path in jobs:
@@ -409,6 +414,7 @@ def _same_world(world: World, folder: Path) -> None:
     for k, v in dataclasses.asdict(world).items():
         if getattr(other, k) != v: raise InputError(f"{folder/'world.json'}: {k}={getattr(other, k)} there, {v} wanted; choose another folder for another world")
 
+# %% ../nbs/13_toyworld.ipynb #2704bc52
 def _annotations(world: World, split: str, times: bool) -> dict:
     "Captions of a split in the form of ActivityNet Captions, with or without time stamps in seconds."
     scripts = [write_script(world, split, i) for i in range(getattr(world, f"n_{split}"))]
@@ -500,6 +506,7 @@ def _fit_clip(encoder, frames, owner, captions: list[str], steps: int, batch_siz
     model.eval().requires_grad_(False)
     return losses
 
+# %% ../nbs/13_toyworld.ipynb #df337289
 def _clip_loss(model, images, tokens):
     "Symmetric cross-entropy of the scaled similarities; row i belongs to column i."
     import torch, torch.nn.functional as F

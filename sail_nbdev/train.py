@@ -58,6 +58,7 @@ def _save_checkpoint(folder: Path, model, optimizer, state: dict):
         tmp.mkdir(); model.save_pretrained(tmp)
         save_file(tensors, str(tmp/"optimizer.safetensors")); write_json(tmp/"state.json", state)
 
+# %% ../nbs/09_train.ipynb #66e94c29
 def _load_checkpoint(folder: Path, model, optimizer) -> dict:
     from safetensors.torch import load_file, load_model
     load_model(model, str(folder/"model.safetensors"))
@@ -73,6 +74,7 @@ def _updates(config: Config, stage: int) -> list[tuple]:
     "The caption terms of the updates made for each batch."
     return [("pos",), ("neg",)] if stage == 2 and config.update == "alternate" else [("pos", "neg")]
 
+# %% ../nbs/09_train.ipynb #3f62bbf2
 def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, total: int, log, progress: bool = True):
     "One pass over `data`; calls `log` with a row for each update and returns the number of updates done so far."
     from sail_nbdev.data import batches
@@ -105,12 +107,14 @@ def _update(acc, model, optimizer, data, group, stage, terms) -> dict:
 def _versions() -> dict:
     return {p: version(p) for p in ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")} | {"python": platform.python_version()}
 
+# %% ../nbs/09_train.ipynb #befbcbf5
 def _encoder_settings(data: Path, out: Path) -> dict:
     "What made the features of a data folder; `folder` leads from the run to the encoder that lies beside them, if one does."
     from sail_nbdev.features import FeatureStore
     meta, clip = FeatureStore(data/"features").meta, data/"clip"
     return {**meta, "folder": os.path.relpath(clip.resolve(), out.resolve())} if clip.is_dir() else meta
 
+# %% ../nbs/09_train.ipynb #ec1abf05
 def _prepare_run(config: Config, out: Path, data: Path | None, resume: bool):
     "Write what a run begins with, its configuration last; or see that the run that is there is this one."
     if (out/"config.json").exists():

@@ -31,6 +31,7 @@ def _ordered(names) -> list[str]:
     names = list(names)
     return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), names.index(n)))
 
+# %% ../nbs/12_visualize.ipynb #f70cef59
 def _axes(ax, size: tuple[float, float]):
     "`ax`, or the axes of a new figure of `size` inches in the book's style."
     if ax is not None: return ax
@@ -63,6 +64,7 @@ def _strip_index(times, duration: float, n: int) -> list[int]:
     middles = (np.arange(n) + .5) / n * duration
     return np.abs(np.asarray(times)[:, None] - middles).argmin(0).tolist()
 
+# %% ../nbs/12_visualize.ipynb #437c7889
 def film_strip(
     frames: np.ndarray,             # uint8 [S,H,W,3]
     times,                          # [S], seconds
@@ -88,6 +90,7 @@ def _mask_curves(centers, widths, tau: float, n: int = 400) -> np.ndarray:
     c, w = (torch.as_tensor(np.asarray(o, dtype=np.float32)) for o in (centers, widths))
     return gaussian_mask(c, w, n, tau=tau).numpy()
 
+# %% ../nbs/12_visualize.ipynb #825bc549
 def plot_masks(
     centers,                        # [N], in [0,1]
     widths,                         # [N], in [0,1]
@@ -158,6 +161,7 @@ def _term_curves(rows: list[dict], term: str) -> tuple[np.ndarray, np.ndarray, n
     whole = np.unique(epochs)
     return place, value, whole + .5, np.array([value[epochs == e].mean() for e in whole])
 
+# %% ../nbs/12_visualize.ipynb #ef6b7305
 def plot_log(
     rows: list[dict],   # Rows of a `log.jsonl`
     axes=None,          # One matplotlib axes for each stage; a new figure if None
@@ -193,6 +197,7 @@ def score_of(
     ok = isinstance(scores, (int, float)) and not isinstance(scores, bool) and np.isfinite(scores)
     return 100 * float(scores) if ok else None
 
+# %% ../nbs/12_visualize.ipynb #54afb874
 def _score_cells(scores: dict[str, dict]) -> dict[str, list[tuple[str, bool]]]:
     "For each method, the text of each column and whether it is the best of its column."
     values = {n: [score_of(s, c) for c in SCORES] for n, s in scores.items()}
@@ -206,6 +211,7 @@ def _html_table(head: list[str], rows: list[list[str]], css: str = "") -> str:
     body = "".join(f'<tr><th scope="row">{r[0]}</th>' + "".join(f"<td>{c}</td>" for c in r[1:]) + "</tr>" for r in rows)
     return f'<div class="wide"><table class="{css}"><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table></div>'
 
+# %% ../nbs/12_visualize.ipynb #38620c6e
 def _rich_table(cells: dict):
     "The table for a terminal."
     from rich.markup import escape
@@ -266,6 +272,7 @@ def _event_masks(rows: list[dict], duration: float) -> np.ndarray:
         return (float((s + e) / 2 if c is None else c), float(e - s if w is None else w))
     return np.array([one(r) for r in rows], dtype=float).reshape(-1, 2)
 
+# %% ../nbs/12_visualize.ipynb #ab0290ee
 def _read_predictions(path: Path, truth: dict[str, Video]) -> tuple[dict, dict]:
     "Events and masks of each video of a predictions file."
     events, rows = read_events(path), read_json(path)["results"]
@@ -273,6 +280,7 @@ def _read_predictions(path: Path, truth: dict[str, Video]) -> tuple[dict, dict]:
     try: return events, {v: _event_masks(rs, length(v)) for v, rs in rows.items()}
     except (TypeError, ValueError): raise InputError(f"{path}: 'center' and 'width' must be numbers in [0,1]") from None
 
+# %% ../nbs/12_visualize.ipynb #6db47664
 def _read_log(path: Path) -> list[dict]:
     "The rows of a `log.jsonl`."
     rows = []
@@ -287,12 +295,14 @@ def _if_there(path: Path, read=read_json):
     "What `read` makes of the file, None if there is none."
     return read(path) if path.is_file() else None
 
+# %% ../nbs/12_visualize.ipynb #efe80b70
 def _add_world(m: Material, world: Path) -> None:
     "Add what a data folder holds: the held-out truth, the videos, where the gap captions come from."
     from sail_nbdev.data import read_annotations
     m.truth = _if_there(world/"annotations"/"val.json", functools.partial(read_annotations, intervals=True)) or {}
     m.videos, m.synthetic, m.world = world/"videos", _if_there(world/"synthetic.summary.json"), _if_there(world/"world.json")
 
+# %% ../nbs/12_visualize.ipynb #e92272fc
 def _add_run(m: Material, folder: Path, name: str, predictions: bool) -> None:
     "Add a run folder to the material."
     m.configs[name] = load_config(folder/"config.json")
@@ -301,6 +311,7 @@ def _add_run(m: Material, folder: Path, name: str, predictions: bool) -> None:
     if predictions and (folder/"predictions.json").is_file(): m.events[name], m.masks[name] = _read_predictions(folder/"predictions.json", m.truth)
     if predictions and (folder/"scores.json").is_file(): m.scores[name] = read_json(folder/"scores.json")
 
+# %% ../nbs/12_visualize.ipynb #28d64a92
 def _read_demo(folder: Path) -> Material:
     "The material of a demo folder."
     m = Material(scores=_if_there(folder/"scores.json") or {})
@@ -335,6 +346,7 @@ def _overlaps(a: list[Event], b: list[Event]) -> np.ndarray:
     times = lambda es: np.array([(e.start, e.end) for e in es], dtype=float).reshape(-1, 2)
     return interval_iou(times(a)[:, None], times(b)[None])
 
+# %% ../nbs/12_visualize.ipynb #90fd55bd
 def mean_iou(
     events: list[Event],    # Predicted
     truth: list[Event],     # True
@@ -361,6 +373,7 @@ def count_pairs(m: Material, method: str) -> np.ndarray:
     "True and predicted number of events of each held-out video, [videos,2]."
     return np.array([(len(t.captions), len(m.events[method][v])) for v, t in m.truth.items() if v in m.events[method]], dtype=int).reshape(-1, 2)
 
+# %% ../nbs/12_visualize.ipynb #92b8ef30
 def width_pairs(m: Material, method: str) -> np.ndarray:
     "True and predicted width of each true event that something overlaps, as shares of its video, [events,2]."
     pairs = []
@@ -392,6 +405,7 @@ _TITLES = dict(truth="truth", uniform="the uniform layout", ilcacm="ILCACM", sai
 
 def _title(name: str) -> str: return _TITLES.get(name, name)
 
+# %% ../nbs/12_visualize.ipynb #d7bf7c05
 def _versus(scores: dict, a: str, others, column: str) -> str | None:
     "One sentence: how `a` stands to each of `others` in one column. None where the numbers are missing."
     x, said = score_of(scores.get(a) or {}, column), []
@@ -402,6 +416,7 @@ def _versus(scores: dict, a: str, others, column: str) -> str | None:
         said.append(f"equal to {_title(b)}'s" if abs(gap) < .005 else f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'} {_title(b)}'s ({y:.2f})")
     return f"{_title(a)}'s {column} ({x:.2f}) is {' and '.join(said)}." if said else None
 
+# %% ../nbs/12_visualize.ipynb #16a1c510
 def findings(
     scores: dict[str, dict],    # Method -> what `evaluate` gave
 ) -> list[str]:
@@ -421,6 +436,7 @@ def _figure_uri(ax, form: str = "svg") -> str:
     kind = {"svg": "image/svg+xml", "png": "image/png"}[form]
     return f"data:{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
+# %% ../nbs/12_visualize.ipynb #78b847cf
 def _figure_html(ax, alt: str, form: str = "svg", css: str = "") -> str:
     "A picture that scrolls by itself where the page is narrow."
     return f'<figure class="plot {css}"><div class="wide"><img alt="{html.escape(alt)}" src="{_figure_uri(ax, form)}"></div></figure>'
@@ -432,14 +448,17 @@ def _flat(value, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, (list, tuple)): value = " ".join(str(o) for o in value)
     return [(prefix, "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value))]
 
+# %% ../nbs/12_visualize.ipynb #f0e6b575
 def _facts(value: dict) -> str:
     "A dict as a table of two columns."
     return _html_table(["", ""], [[html.escape(k), html.escape(v)] for k, v in _flat(value)], "facts")
 
+# %% ../nbs/12_visualize.ipynb #672222a4
 def _section(id: str, title: str, *parts: str) -> str:
     "A section of the report."
     return f'<section id="{id}"><h2>{title}</h2>{"".join(parts)}</section>'
 
+# %% ../nbs/12_visualize.ipynb #dfca5037
 def _p(text: str) -> str: return f"<p>{html.escape(text)}</p>"
 
 # %% ../nbs/12_visualize.ipynb #d7946406
@@ -453,6 +472,7 @@ def _score_caveats(m: Material) -> str:
     if len({r.get("seed") for r in m.runs.values()}) == 1: out.append("One seed was run, so nothing here says how large the differences between seeds are.")
     return " ".join(out)
 
+# %% ../nbs/12_visualize.ipynb #68cd4f9e
 def _scores_html(m: Material) -> str:
     "Scores and what they say."
     if not m.scores: return _section("scores", "Scores", _p("There are no scores in this folder."))
@@ -469,6 +489,7 @@ def _strip_html(m: Material, vid: str, method: str, frames, times) -> str:
     masks_on_strip(frames, times, masks[:, 0], masks[:, 1], m.truth[vid].duration, n=10, ax=ax, color=row_colors([method])[method])
     return _figure_html(ax, f"Masks of {_title(method)} over frames of {vid}", "png", css="strip")
 
+# %% ../nbs/12_visualize.ipynb #6bf1b9e4
 def _video_html(m: Material, vid: str, label: str, iou: float) -> str:
     "One video: player with a row for the truth and each method, then the masks over its film strip."
     from sail_nbdev.features import decode_video
@@ -478,6 +499,7 @@ def _video_html(m: Material, vid: str, label: str, iou: float) -> str:
     title = f"{vid}, {label}: mean IoU {iou:.2f}"
     return f'<article>{player_fragment(rows, t.duration, video_source(path) if path else None, title)}{strip}</article>'
 
+# %% ../nbs/12_visualize.ipynb #db4dc65e
 def _videos_html(m: Material, n: int) -> str:
     "The videos that the rule chose."
     picked = pick_videos(m, n)
@@ -495,6 +517,7 @@ def _count_table(pairs: np.ndarray) -> str:
     most = max(counts.values())
     return _html_table(["true \\ predicted", *map(str, said)], [[str(a), *(cell(counts[a, b], most, a == b) for b in said)] for a in true], "counts")
 
+# %% ../nbs/12_visualize.ipynb #4b6fe30a
 def _counts_html(m: Material) -> str:
     "How many events each method says, beside how many there are."
     pairs = {n: p for n in _ordered(m.events) if len(p := count_pairs(m, n))}
@@ -508,6 +531,7 @@ def _correlation(p: np.ndarray) -> str:
     "Pearson's r of two columns as text, a dash where one does not vary."
     return f"{np.corrcoef(p.T)[0, 1]:.2f}" if len(p) > 2 and (p.std(0) > 1e-9).all() else "–"
 
+# %% ../nbs/12_visualize.ipynb #f3c0282a
 def _widths_html(m: Material) -> str:
     "Predicted widths beside true ones."
     pairs = {n: p for n in _ordered(m.events) if len(p := width_pairs(m, n))}
@@ -524,6 +548,7 @@ def _curves_html(m: Material) -> str:
     parts = [f"<h3>{html.escape(name)}</h3>" + _figure_html(plot_log(rows), f"Loss curves of {name}") for name, rows in ((n, m.logs[n]) for n in _ordered(m.logs)) if rows]
     return _section("training", "Training", _p("The mean of each loss term over an epoch, with the steps faint behind it."), *parts) if parts else ""
 
+# %% ../nbs/12_visualize.ipynb #0795c465
 def _synthetic_html(m: Material) -> str:
     "Where the captions of the gaps come from, in plain words."
     if not m.synthetic: return ""
@@ -539,6 +564,7 @@ def _meanings() -> dict[str, str]:
     from fastcore.docments import docments
     return {k: (v or "").replace("`", "") for k, v in docments(Config).items() if k != "return"}
 
+# %% ../nbs/12_visualize.ipynb #aebf9bdf
 def config_differences(
     config: Config,
     base: Config,
@@ -546,6 +572,7 @@ def config_differences(
     "The fields in which two configurations differ: name, value in `base`, value in `config`."
     return [(f.name, x, y) for f in dataclasses.fields(Config) if f.name not in ("name", "seed", "method") and (x := getattr(base, f.name)) != (y := getattr(config, f.name))]
 
+# %% ../nbs/12_visualize.ipynb #898d3458
 def _config_html(m: Material) -> str:
     "The configuration of the main run, and where it leaves the paper's."
     if not m.configs: return ""
@@ -570,6 +597,7 @@ def _runs_compared(m: Material) -> str:
     cell = lambda o: html.escape(_flat(o)[0][1])
     return _p("Between the runs:") + _html_table(["setting", *map(html.escape, names)], [[f"<code>{k}</code>", *(cell(whole[n][k]) for n in names)] for k in keys], "facts")
 
+# %% ../nbs/12_visualize.ipynb #3d39dd7a
 def _run_html(m: Material) -> str:
     "Command, seed, versions."
     parts = [f"<h3>{html.escape(n)}</h3>{_facts(m.runs[n])}" for n in _ordered(m.runs)]
@@ -674,6 +702,7 @@ def frames(self: EventExplorer):
     if self.video not in self._strips: self._strips[self.video] = decode_video(path)[:2] if path else None
     return self._strips[self.video]
 
+# %% ../nbs/12_visualize.ipynb #13afdbd3
 @patch
 def figure(self: EventExplorer):
     "The explorer as a picture: timeline above, masks over the film strip below. Returns the matplotlib figure."
@@ -700,6 +729,7 @@ def move(
     d, es = self.material.truth[self.video].duration, self.material.events[self.method][self.video]
     return Event(max(0., center - width / 2) * d, min(1., center + width / 2) * d, es[self.event].caption)
 
+# %% ../nbs/12_visualize.ipynb #66922101
 @patch
 def _png(self: EventExplorer) -> bytes:
     "The picture as PNG."
@@ -735,6 +765,7 @@ def _changed(self: EventExplorer, name: str, change) -> None:
     if name in ("video", "method"): self._load()
     self._fill()
 
+# %% ../nbs/12_visualize.ipynb #4b70ebf3
 @patch
 def _fill(self: EventExplorer) -> None:
     "Bring the widgets to the state of the explorer."
