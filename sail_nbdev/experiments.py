@@ -25,6 +25,7 @@ def _newer(path: Path, *sources: Path) -> bool:
     "Whether `path` is there and none of `sources` has changed since."
     return path.exists() and all(path.stat().st_mtime_ns >= s.stat().st_mtime_ns for s in sources)
 
+# %% ../nbs/14_experiments.ipynb #46208de5
 def _kept(path: Path, make, *sources: Path):
     "The JSON file at `path`, made first if it is not there or older than a source."
     if not _newer(path, *sources): write_json(path, make())
