@@ -5,7 +5,7 @@
 # %% ../nbs/10_predict.ipynb #fe05d789
 from __future__ import annotations
 
-import base64, hashlib, html, math, mimetypes, os
+import base64, hashlib, html, math, mimetypes, os, re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -168,6 +168,7 @@ def _cue_text(caption: str, form: str) -> str:
     "`caption` as the text of one cue."
     text = " ".join(caption.split()).replace("-->", "→")
     if form == "vtt": text = html.escape(text, quote=False)
+    text = re.sub(r"(?<=\d):(?=\d\d:\d\d[,.]\d)", ":\u200c", text)      # two times in one line would be read as a new cue
     return text.replace("\\", "\\\u200c")               # pysubs2 would read \N, \n, \h and {\...} as mark-up
 
 # %% ../nbs/10_predict.ipynb #368c15d4

@@ -320,8 +320,7 @@ def test_explorer(demo):
     assert EventExplorer(demo[0]/"runs"/"sail").video == "val_0001"
 
 def run(*args, **kwargs):
-    code = "import sys; from sail_nbdev.visualize import sail_report; sys.argv[0] = 'sail_report'; sys.exit(sail_report())"
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"}, **kwargs)
+    return subprocess.run([str(Path(sys.executable).parent/"sail_report"), *map(str, args)], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"}, **kwargs)
 
 def test_command(demo, tmp_path):
     done = run(demo[0], "--out", tmp_path/"r.html")
