@@ -225,9 +225,9 @@ def _remove(path: Path) -> None:
 def atomic_path(
     path: str | Path,   # Where the file or folder is to stand
 ):
-    "Give a path beside `path`, with the same ending, to write to. It becomes `path` when the block ends well and is removed when it does not."
+    "Give a path beside `path` to write to. It becomes `path` when the block ends well and is removed when it does not."
     path = Path(path)
-    new, old = (path.with_name(f".{secrets.token_hex(4)}.{path.name}") for _ in "no")
+    new, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in "no")    # an ending that no search finds
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror})") from None
     if not os.access(path.parent, os.W_OK): raise InputError(f"{path}: cannot be written (no permission)")
