@@ -5,7 +5,7 @@
 # %% ../nbs/07_augment.ipynb #19eeee38
 from __future__ import annotations
 
-import hashlib, json, re
+import hashlib, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -169,7 +169,6 @@ class OpenAIBackend:
     ):
         try: from openai import OpenAI
         except ImportError: raise InputError("backend openai: the client is not installed; pip install 'sail_nbdev[llm]'") from None
-        import os
         self.base_url, self.concurrency = base_url, concurrency
         self.client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=timeout, max_retries=retries)
         self.options = dict(model=model, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
@@ -282,7 +281,7 @@ def _backend(name: str, model: str | None, base_url: str | None, file: str | Non
 
 # %% ../nbs/07_augment.ipynb #bed41fd8
 def write_synthetic(
-    annotations: str | Path,    # Annotation file of the training videos
+    videos: dict[str, Video],   # From `read_annotations`
     out: str | Path,            # synthetic.json
     backend,                    # One of the four
     **kwargs,                   # For `augment`
@@ -290,7 +289,7 @@ def write_synthetic(
     "Write captions, summary and raw answers: `out`, and beside it the same name with .summary.json and .jsonl."
     out = Path(out)
     writable_dir(out.parent)
-    captions, summary = augment(read_annotations(annotations), backend, out.with_suffix(".jsonl"), **kwargs)
+    captions, summary = augment(videos, backend, out.with_suffix(".jsonl"), **kwargs)
     write_json(out.with_suffix(".summary.json"), summary)
     write_json(out, captions)
     return summary
@@ -310,12 +309,13 @@ def sail_augment(
     dry_run: bool = False,          # Only count gaps and characters
 ):
     "Write a synthetic caption for each gap between two captions of a video; goes on where it was stopped."
-    gaps = _drawn(find_gaps(read_annotations(annotations)), share, seed)
+    videos = read_annotations(annotations)
+    gaps = _drawn(find_gaps(videos), share, seed)
     if dry_run:
         print(f"{len(gaps)} gaps, {sum(len(m['content']) for g in gaps for m in messages(g))} characters of prompt; nothing was asked")
         return 0
     if not out: raise InputError("--out FILE is needed, such as synthetic.json")
-    s = write_synthetic(annotations, out, _backend(backend, model, base_url, file, device), seed=seed, share=share)
+    s = write_synthetic(videos, out, _backend(backend, model, base_url, file, device), seed=seed, share=share)
     print(f"{s['used']} captions for {s['gaps']} gaps in {out}" + "".join(f"; {n} {why}" for why, n in s["rejected"].items()))
     if s["torn_lines"]: print(f"{s['torn_lines']} torn line(s) of an earlier run were dropped and asked again")
     return 0

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .core import COLORS, Config, InputError, command, pick_device, plot_style, read_json, writable_dir, write_json, write_text
 from .evaluate import evaluate
-from .visualize import SCORES, make_report, score_of, score_table
+from .visualize import SCORES, make_report, markdown_table, score_of, score_table
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'GRIDS', 'count_held_out', 'predict_held_out', 'compare', 'prepare_world', 'demo_configs', 'run_demo',
@@ -104,6 +104,7 @@ def prepare_world(
 ) -> Path:                          # The folder
     "Videos, annotations, toy CLIP, gap captions and features of a world. Goes on where it was stopped."
     from sail_nbdev.augment import RulesBackend, write_synthetic
+    from sail_nbdev.data import read_annotations
     from sail_nbdev.features import Encoder, FeatureStore, encode_texts, extract, find_videos
     from sail_nbdev.toyworld import make_world, train_toy_clip
     out = make_world(world, out, workers=os.cpu_count() or 1, progress=progress)
@@ -112,7 +113,7 @@ def prepare_world(
     said = extract(find_videos([str(out/"videos")]), FeatureStore.create(out/"features", **encoder.meta, fps=1.0), encoder, progress=progress)
     if said["failed"]: raise InputError(f"{out/'videos'}: {len(said['failed'])} videos cannot be read: {next(iter(said['failed'].values()))}")
     annotations = out/"annotations"/"train.json"
-    if not _newer(out/"synthetic.json", annotations): write_synthetic(annotations, out/"synthetic.json", RulesBackend(), seed=world.seed, progress=progress)
+    if not _newer(out/"synthetic.json", annotations): write_synthetic(read_annotations(annotations), out/"synthetic.json", RulesBackend(), seed=world.seed, progress=progress)
     encode_texts(out, encoder)
     return out
 
@@ -180,8 +181,7 @@ def published_table(
 ) -> str:           # Markdown
     "The published scores of a data set. BLEU is BLEU-4 on ActivityNet and the mean of BLEU-1 to 4 on YouCook2."
     if dataset not in PUBLISHED: raise InputError(f"published numbers: {dataset!r} is not one of {', '.join(PUBLISHED)}")
-    rows = [["", *_COLUMNS], ["---", *["---:"] * len(_COLUMNS)], *([n, *("–" if v is None else f"{v:.2f}" for v in vs)] for n, vs in PUBLISHED[dataset].items())]
-    return "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    return markdown_table(["", *_COLUMNS], [[n, *("–" if v is None else f"{v:.2f}" for v in vs)] for n, vs in PUBLISHED[dataset].items()])
 
 # %% ../nbs/14_experiments.ipynb #73796864
 GRIDS = {
@@ -238,8 +238,7 @@ def ablation_table(
         if not values: return "–"
         mean, half = mean_interval(values)
         return f"{mean:.2f}" if np.isnan(half) else f"{mean:.2f} ± {half:.2f}"
-    lines = [["", *columns], ["---", *["---:"] * len(columns)], *([n, *(cell(n, c) for c in columns)] for n in names)]
-    return "\n".join("| " + " | ".join(l) + " |" for l in lines)
+    return markdown_table(["", *columns], [[n, *(cell(n, c) for c in columns)] for n in names])
 
 # %% ../nbs/14_experiments.ipynb #7ef264a1
 def plot_ablation(

@@ -19,8 +19,8 @@ from .predict import event_lanes, html_page, player_fragment, read_events, row_c
 
 # %% auto #0
 __all__ = ['ORDER', 'SCORES', 'timeline', 'film_strip', 'plot_masks', 'masks_on_strip', 'similarity_plot', 'plot_log', 'score_of',
-           'score_table', 'Material', 'read_material', 'mean_iou', 'pick_videos', 'count_pairs', 'width_pairs',
-           'plot_widths', 'findings', 'config_differences', 'report_html', 'make_report', 'sail_report',
+           'markdown_table', 'score_table', 'Material', 'read_material', 'mean_iou', 'pick_videos', 'count_pairs',
+           'width_pairs', 'plot_widths', 'findings', 'config_differences', 'report_html', 'make_report', 'sail_report',
            'EventExplorer']
 
 # %% ../nbs/12_visualize.ipynb #1df70eb2
@@ -211,6 +211,15 @@ def _html_table(head: list[str], rows: list[list[str]], css: str = "") -> str:
     body = "".join(f'<tr><th scope="row">{r[0]}</th>' + "".join(f"<td>{c}</td>" for c in r[1:]) + "</tr>" for r in rows)
     return f'<div class="wide"><table class="{css}"><thead><tr>{th}</tr></thead><tbody>{body}</tbody></table></div>'
 
+# %% ../nbs/12_visualize.ipynb #d4b7a001
+def markdown_table(
+    head: list[str],            # Column names; the first column holds names, the others numbers
+    rows: list[list[str]],      # Cells as text
+) -> str:
+    "A table in Markdown, numbers to the right."
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in r) + " |" for r in lines)
+
 # %% ../nbs/12_visualize.ipynb #38620c6e
 def _rich_table(cells: dict):
     "The table for a terminal."
@@ -234,8 +243,7 @@ def score_table(
         name = lambda n: f'<span class="chip" style="--c:{row_colors([n])[n]}"></span>{html.escape(n)}'
         return _html_table(["", *SCORES], [[name(n), *(f'<b class="best">{t}</b>' if b else t for t, b in row)] for n, row in cells.items()], "scores")
     if format != "markdown": raise InputError(f"score table: format={format!r} is not one of html, rich, markdown")
-    lines = [["", *SCORES], ["---", *["---:"] * len(SCORES)], *([n.replace("|", "\\|"), *(f"**{t}**" if b else t for t, b in row)] for n, row in cells.items())]
-    return "\n".join("| " + " | ".join(r) + " |" for r in lines)
+    return markdown_table(["", *SCORES], [[n, *(f"**{t}**" if b else t for t, b in row)] for n, row in cells.items()])
 
 # %% ../nbs/12_visualize.ipynb #6bd0e3dc
 @dataclass
