@@ -10,12 +10,16 @@ from pathlib import Path
 import torch
 from torch import nn
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .core import Config, InputError
+from .data import NO_CAPTION
+from .localizer import FrameEmbedding
+from .masks import full_precision
 
 # %% auto #0
 __all__ = ['EOS', 'PAD', 'FULL', 'MASK', 'train_tokenizer', 'load_tokenizer', 'VideoEncoder', 'make_decoder', 'Captioner',
-           'sentence_ids', 'prompt_ids', 'sequence', 'forward', 'write', 'parse_paragraph']
+           'sentence_ids', 'prompt_ids', 'sentences', 'sequences', 'forward', 'write', 'parse_paragraph']
 
 # %% ../nbs/05_captioner.ipynb #c7476262
 EOS, PAD, FULL, MASK = "<|endoftext|>", "<PAD>", "<FULL>", "<MASK>"
@@ -42,42 +46,43 @@ def load_tokenizer(
     path = path/"tokenizer.json" if path.is_dir() else path
     try: tok = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(str(name))
     except Exception as e: raise InputError(f"tokenizer {name}: neither a local tokenizer.json nor reachable on the model hub ({type(e).__name__}); give a folder that holds one") from None
-    tok.add_special_tokens([PAD]); tok.add_tokens([FULL, MASK])
     if tok.token_to_id(EOS) is None: raise InputError(f"tokenizer {name}: has no token {EOS}")
+    tok.add_special_tokens([PAD]); tok.add_tokens([FULL, MASK])
     return tok
 
 # %% ../nbs/05_captioner.ipynb #f016eee0
 class VideoEncoder(nn.Module):
-    "Frames [M,T,D] to video tokens [M,T,d]: position, pre-norm transformer, LayerNorm, bias-free linear (released code; F4)."
+    "Frames [M,T,D] to video tokens [M,T,decoder_width]: position, pre-norm transformer, LayerNorm, bias-free linear (released code; F4)."
     def __init__(self, config: Config):
         super().__init__()
         c, d = config, config.d_model
-        self.project = nn.Identity() if c.feature_dim == d else nn.Linear(c.feature_dim, d)         # F15
-        self.conv = nn.Conv1d(d, d, c.encoder_conv_kernel, padding="same") if c.encoder_conv_kernel else None
-        self.positions, self.drop = nn.Parameter(torch.randn(c.n_frames, d)), nn.Dropout(c.dropout)
+        self.conv = nn.Conv1d(c.feature_dim, d, c.encoder_conv_kernel, padding="same") if c.encoder_conv_kernel else None
+        self.embed = FrameEmbedding(c, d if self.conv else c.feature_dim)
         layer = nn.TransformerEncoderLayer(d, c.n_heads, c.encoder_ffn, c.dropout, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, c.encoder_layers, norm=nn.LayerNorm(d), enable_nested_tensor=False)
-        self.out = nn.Linear(d, d, bias=False)
+        self.out = nn.Linear(d, c.decoder_width, bias=False)
 
     def forward(self, frames):
-        x = self.project(frames)                                        # [M,T,d]
-        if self.conv is not None: x = self.conv(x.mT).mT
-        return self.out(self.encoder(self.drop(x + self.positions)))
+        if self.conv: frames = self.conv(frames.mT).mT
+        return self.out(self.encoder(self.embed(frames)))               # [M,T,decoder_width]
 
 # %% ../nbs/05_captioner.ipynb #75c0124a
 _GELU = "gelu_pytorch_tanh"    # the function that GPT-2 calls gelu_new, in one kernel instead of seven
 
 def make_decoder(config: Config, vocab_size: int):
-    "A `GPT2LMHeadModel` with `vocab_size` tokens. `InputError` if its weights cannot be had."
+    "A `GPT2LMHeadModel` with `vocab_size` tokens, at least `config.vocab_size`. `InputError` if its weights cannot be had or have another shape."
     from transformers import GPT2Config, GPT2LMHeadModel
-    c = config
+    c, rows = config, max(vocab_size, config.vocab_size)
+    shape = dict(decoder_width="n_embd", decoder_layers="n_layer", decoder_heads="n_head")
     if c.pretrained is None:
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=c.d_model, n_layer=c.decoder_layers, n_head=c.n_heads, resid_pdrop=c.dropout,
+        return GPT2LMHeadModel(GPT2Config(vocab_size=rows, **{k: getattr(c, name) for name, k in shape.items()}, resid_pdrop=c.dropout,
                                           embd_pdrop=c.dropout, attn_pdrop=c.dropout, bos_token_id=0, eos_token_id=0, activation_function=_GELU))
     try: gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained, activation_function=_GELU)
     except OSError: raise InputError(f"pretrained={c.pretrained!r}: neither a local folder nor reachable on the model hub; give a folder, or pretrained=none for random weights") from None
-    if gpt2.config.n_embd != c.d_model: raise InputError(f"pretrained={c.pretrained!r} is {gpt2.config.n_embd} wide, the configuration says d_model={c.d_model}")
-    gpt2.resize_token_embeddings(vocab_size, mean_resizing=False)
+    for name, k in shape.items():
+        is_, said = getattr(gpt2.config, k), getattr(c, name)
+        if is_ != said: raise InputError(f"pretrained={c.pretrained!r} has {name}={is_}, the configuration says {name}={said}")
+    gpt2.resize_token_embeddings(rows, mean_resizing=False)
     return gpt2
 
 # %% ../nbs/05_captioner.ipynb #dc6416ac
@@ -107,29 +112,51 @@ def prompt_ids(self, mode: str, n: int) -> list[int]:
     return [self.ids[mode]] + self.sentence_ids(f"{n} events:")
 
 # %% ../nbs/05_captioner.ipynb #52304616
-def sequence(self, mode: str, sentences: list[str]) -> list[int]:
-    "Mode, count, sentences and end: what the decoder reads and is scored on, the mode token excepted."
-    body = [t for s in sentences for t in self.sentence_ids(s)]
-    return self.prompt_ids(mode, len(sentences)) + (body[:-1] if mode == FULL else body) + [self.ids[EOS]]
+_NONE = -1          # a place without a token
 
-Captioner.sentence_ids, Captioner.prompt_ids, Captioner.sequence = sentence_ids, prompt_ids, sequence
+def _pack(ids):
+    "The tokens of each row of [M,K] at its front, [M,L] with L tokens in the longest."
+    real = ids != _NONE
+    return ids.gather(1, real.long().argsort(dim=1, descending=True, stable=True))[:, :real.sum(1).max()]
+
+# %% ../nbs/05_captioner.ipynb #be229800
+def sentences(self, captions: list[list[str]], valid):
+    "Tokens [B,N,L] of the captions of B videos, which stand where `valid` [B,N] says."
+    rows = pad_sequence([torch.tensor(self.sentence_ids(s)) for c in captions for s in c], True, _NONE)     # [ΣN,L]
+    out = torch.full((*valid.shape, rows.shape[1]), _NONE, device=valid.device)
+    out[valid] = rows.to(valid.device)
+    return out
+
+# %% ../nbs/05_captioner.ipynb #d5ad0478
+def sequences(self,
+    mode: str,      # FULL | MASK
+    sentences,      # [M,N,L] tokens from `sentences`, a row of videos for each text
+    chosen,         # [M,N] bool: the sentences of each text
+):
+    "Tokens [M,L] of M texts: mode, count, chosen sentences, end; `PAD` behind. The decoder reads them and is scored on all but mode and padding."
+    body = _pack(sentences.masked_fill(~chosen[..., None], _NONE).flatten(1))
+    if mode == FULL: body = body.scatter(1, (body != _NONE).sum(1, keepdim=True) - 1, _NONE)              # the last space
+    prompts = pad_sequence([torch.tensor(self.prompt_ids(mode, n)) for n in range(chosen.shape[1] + 1)], True, _NONE)
+    end = body.new_full((len(body), 1), self.ids[EOS])
+    ids = _pack(torch.cat([prompts.to(body.device)[chosen.sum(1)], body, end], 1))
+    return ids.masked_fill(ids == _NONE, self.ids[PAD])
+
+Captioner.sentence_ids, Captioner.prompt_ids, Captioner.sentences, Captioner.sequences = sentence_ids, prompt_ids, sentences, sequences
 
 # %% ../nbs/05_captioner.ipynb #6d4a47c7
 def forward(self,
-    frames,                     # [M,T,D], already masked
-    sequences: list[list[int]], # M token lists from `sequence`
+    frames,     # [M,T,D], already masked
+    x,          # [M,L] tokens from `sequences`
 ):
-    "Token-mean cross-entropy of `sequences` given `frames`. Scalar."
-    T, longest, n_pos = frames.shape[1], max(map(len, sequences)), self.decoder.config.n_positions
-    if T + longest > n_pos: raise InputError(f"{T} frames and a caption of {longest} tokens exceed the decoder's {n_pos} positions")
-    pad = self.ids[PAD]
-    x = torch.tensor([s + [pad] * (longest - len(s)) for s in sequences], device=frames.device)            # [M,L]
-    video = self.encoder(frames)                                                                            # [M,T,d]
-    seen = torch.cat([torch.ones(video.shape[:2], dtype=torch.bool, device=x.device), x != pad], 1)         # [M,T+L]
-    h = self.decoder.transformer(inputs_embeds=torch.cat([video, self.decoder.transformer.wte(x)], 1), attention_mask=seen).last_hidden_state
+    "Token-mean cross-entropy of the texts `x` given `frames`. Scalar. `InputError` if they are longer than the decoder can read."
+    T, n_pos = frames.shape[1], self.decoder.config.n_positions
+    if T + x.shape[1] > n_pos: raise InputError(f"{T} frames and a text of {x.shape[1]} tokens exceed the decoder's {n_pos} positions")
+    video, text = self.encoder(frames), self.decoder.transformer.wte(x)                                     # [M,T,d], [M,L,d]
+    seen = torch.cat([x.new_ones(video.shape[:2]), x != self.ids[PAD]], 1)                                  # [M,T+L]
+    h = self.decoder.transformer(inputs_embeds=torch.cat([video, text], 1), attention_mask=seen).last_hidden_state
     target, h = x[:, 1:], h[:, T:-1]                                                                        # each text position predicts the next
-    keep = target != pad
-    return F.cross_entropy(self.decoder.lm_head(h[keep]).float(), target[keep])
+    keep = target != self.ids[PAD]
+    return F.cross_entropy(full_precision(self.decoder.lm_head(h[keep])), target[keep])
 
 Captioner.forward = forward
 
@@ -159,4 +186,4 @@ def parse_paragraph(
 ) -> list[str]:
     "Sentences of a written paragraph, each with its period; `['None.']` if there is none."
     body = text.split("events:", 1)[-1]
-    return [s.strip() + "." for s in body.split(".") if s.strip()][:most] or ["None."]
+    return [s.strip() + "." for s in body.split(".") if s.strip()][:most] or [NO_CAPTION]

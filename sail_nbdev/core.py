@@ -79,15 +79,18 @@ class Config:
     n_frames: int = 32                  # T, frames sampled from a video (stated: 32 ActivityNet, 100 YouCook2)
     feature_dim: int = 768              # D, width of the CLIP space (ViT-L/14)
     max_captions: int = 12              # Captions kept of a video (released: 12; F5)
-    synthetic_share: float = 1.0        # Share of synthetic captions kept, drawn once with the seed
+    synthetic_share: float = 1.0        # Share of synthetic captions kept, drawn once with the seed; what is kept at 25 % is kept at 50 %
     # -- captioner
     pretrained: str | None = "distilbert/distilgpt2"  # GPT-2 weights: hub id, folder, or None for random ones
-    d_model: int = 768                  # Width of encoder, decoder and localizer; a projection joins it to `feature_dim` if they differ (F15)
-    n_heads: int = 12                   # Attention heads everywhere
+    d_model: int = 768                  # Width of encoder and localizer; a projection leads from `feature_dim` to it if they differ (F15)
+    n_heads: int = 12                   # Attention heads of encoder and localizer
     encoder_layers: int = 6             # Video encoder (released; F4)
     encoder_ffn: int = 2048             # Its feed-forward width
-    encoder_conv_kernel: int = 0        # A Conv1d before the encoder, 0 for none (F4: one later paper says 5)
-    decoder_layers: int = 6             # GPT-2 layers when `pretrained` is None
+    encoder_conv_kernel: int = 0        # A Conv1d over time before the encoder, 0 for none (released; F4: one later paper says 5)
+    decoder_width: int = 768            # GPT-2's width; the encoder's last linear layer leads to it (F15)
+    decoder_layers: int = 6             # GPT-2's layers
+    decoder_heads: int = 12             # GPT-2's attention heads
+    vocab_size: int = 50_260            # Least rows of the token embedding: GPT-2's 50,257 and three marks; more if the tokenizer has more
     dropout: float = 0.1                # Everywhere
     # -- localizer and masks
     n_queries: int = 16                 # Most events a video can have (released: 16; F5)
@@ -104,6 +107,7 @@ class Config:
     sim_margin: float = 0.1             # Delta (stated)
     aug_weight: float = 0.25            # alpha (stated)
     normalize_frames: bool = False      # L2-normalise frames before pooling in L_sim, L_aug (F9)
+    hard_negatives: bool = False        # Synthetic captions as further negatives in L_sim, the ablation "+HN" (C.5)
     # -- training
     lr: float = 1e-4                    # Peak learning rate (stated)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -113,7 +117,7 @@ class Config:
     epochs_stage1: int = 10             # Captioning the whole video (stated)
     epochs_stage2: int = 10             # Masked captioning and localisation (stated)
     batch_size: int = 8                 # Videos a process takes at a time (released)
-    accumulate: int = 8                 # Batches summed before one update: 8 x 8 = 64 (released: 8 processes)
+    accumulate: int = 8                 # Batches in one update: 8 x 8 = 64 videos (released, as 8 processes)
     clip_norm: float = 1.0              # Global gradient norm (released)
     update: str = "joint"               # joint: one summed update | alternate: positive, then negative (F1)
     precision: str = "no"               # accelerate's mixed precision: no | bf16 | fp16
@@ -129,8 +133,8 @@ class Config:
 PRESETS = {
     "activitynet": {},
     "youcook2": dict(n_frames=100, lr=5e-5, epochs_stage1=5, epochs_stage2=15, n_queries=18, max_captions=18, paragraph_tokens=(8, 256)),
-    "toy": dict(feature_dim=96, pretrained=None, d_model=96, n_heads=4, encoder_layers=2, encoder_ffn=192, decoder_layers=2,
-                dropout=0., localizer_ffn=192, n_queries=8, max_captions=8, lr=2e-3, batch_size=8, accumulate=1,
+    "toy": dict(feature_dim=96, pretrained=None, d_model=96, n_heads=4, encoder_layers=2, encoder_ffn=192,
+                decoder_width=96, decoder_layers=2, decoder_heads=4, vocab_size=260, dropout=0., localizer_ffn=192, n_queries=8, max_captions=8, lr=2e-3, batch_size=8, accumulate=1,
                 epochs_stage1=16, epochs_stage2=5, beams=2, no_repeat_ngram=0),
 }
 METHODS = {
@@ -161,7 +165,7 @@ def _coerce(f: dataclasses.Field, value, where: str):
 
 # %% ../nbs/00_core.ipynb #cb44d717
 _CHOICES = dict(method=tuple(METHODS), mask=("gaussian", "cauchy", "hard", "uniform"), update=("joint", "alternate"), precision=("no", "bf16", "fp16"))
-_POSITIVE = "n_frames feature_dim max_captions d_model n_heads n_queries tau width_floor layout_k inter_width lr batch_size accumulate clip_norm beams".split()
+_POSITIVE = "n_frames feature_dim max_captions d_model n_heads decoder_width decoder_layers decoder_heads vocab_size n_queries tau width_floor layout_k inter_width lr batch_size accumulate clip_norm beams".split()
 _SHARES = "synthetic_share dropout warmup div_gamma width_floor".split()
 
 def _validate(config: Config, where: str) -> Config:
@@ -177,12 +181,18 @@ def _validate(config: Config, where: str) -> Config:
         if getattr(config, name) <= 0: raise InputError(f"{where}: {name}={getattr(config, name)} must be greater than 0")
     for name in _SHARES:
         if getattr(config, name) > 1: raise InputError(f"{where}: {name}={getattr(config, name)} must be at most 1")
-    if config.d_model % config.n_heads: raise InputError(f"{where}: d_model={config.d_model} must be a multiple of n_heads={config.n_heads}")
+    for width, heads in (("d_model", "n_heads"), ("decoder_width", "decoder_heads")):
+        w, h = getattr(config, width), getattr(config, heads)
+        if w % h: raise InputError(f"{where}: {width}={w} must be a multiple of {heads}={h}")
+    for name in ("paragraph_tokens", "caption_tokens"):
+        least, most = getattr(config, name)
+        if not 0 <= least <= most or most < 1: raise InputError(f"{where}: {name}={getattr(config, name)} must be a least and a most number of tokens")
     if config.max_captions > config.n_queries: raise InputError(f"{where}: max_captions={config.max_captions} must be at most n_queries={config.n_queries}")
     return config
 
 # %% ../nbs/00_core.ipynb #ae447ea7
 def _from_dict(values: dict, where: str) -> Config:
+    if not isinstance(values, dict): raise InputError(f"{where}: must be a JSON object of settings")
     fields = {f.name: f for f in dataclasses.fields(Config)}
     for k in values:
         if k not in fields:
@@ -306,6 +316,7 @@ def plot_style() -> None:
 TOY_REASONS = dict(
     feature_dim="the embedded world's own small CLIP", pretrained="no hub at hand: weights start random", d_model="two CPU cores", n_heads="width 96",
     encoder_layers="two CPU cores", encoder_ffn="width 96", decoder_layers="two CPU cores", localizer_ffn="width 96",
+    decoder_width="width 96", decoder_heads="width 96", vocab_size="bytes and marks; a tokenizer trained on the captions has more",
     dropout="two hundred times fewer weights, few epochs: it slows learning down, and takes half of the time on a CPU",
     n_queries="at most 6 events in a video", max_captions="at most 6 events in a video", lr="a random start instead of a pretrained GPT-2, and a small one",
     accumulate="300 videos need many small updates",

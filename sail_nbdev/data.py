@@ -14,9 +14,12 @@ import numpy as np
 from .core import Config, InputError, Video, derive_seed, read_json
 
 # %% auto #0
-__all__ = ['clean_caption', 'read_annotations', 'sample_frames', 'Batch', 'pad_rows', 'DeviceData', 'batches']
+__all__ = ['NO_CAPTION', 'clean_caption', 'read_annotations', 'annotation_files', 'sample_frames', 'Batch', 'pad_rows',
+           'DeviceData', 'batches', 'derive_settings', 'plain_preset']
 
 # %% ../nbs/01_data.ipynb #1e8e24e5
+NO_CAPTION = "None."    # what a video without captions says (released code)
+
 def clean_caption(text: str) -> str:
     "A caption as the captioner learns it: stripped, capitalised (which lower-cases the rest), with a final period (released code)."
     text = text.strip().capitalize()
@@ -49,6 +52,17 @@ def read_annotations(
     data = read_json(path)
     if not isinstance(data, dict) or not data: raise InputError(f"{path}: must be a JSON object with at least one video")
     return {vid: _read_video(vid, rec, str(path), intervals) for vid, rec in data.items()}
+
+# %% ../nbs/01_data.ipynb #42be209c
+def annotation_files(
+    folder: str | Path,     # A data folder
+    split: str,             # train, val, …
+) -> list[Path]:
+    "`annotations/SPLIT.json`, or one file for each annotator, `SPLIT_1.json`, `SPLIT_2.json`, …; an `InputError` if there is neither."
+    at = Path(folder)/"annotations"
+    files = [p for p in [at/f"{split}.json"] if p.exists()] or sorted(at.glob(f"{split}_[0-9].json"))
+    if not files: raise InputError(f"{at/f'{split}.json'}: no such file, and no {split}_1.json beside it")
+    return files
 
 # %% ../nbs/01_data.ipynb #2be5763c
 def sample_frames(
@@ -105,7 +119,7 @@ class DeviceData:
         self.ids = [v for v in videos if v in features]
         if not self.ids: raise InputError("none of the annotated videos has features in the store")
         self.missing = [v for v in videos if v not in features]
-        self.captions = {v: [clean_caption(c) for c in videos[v].captions[:config.max_captions]] for v in self.ids}
+        self.captions = {v: [clean_caption(c) for c in videos[v].captions[:config.max_captions]] or [NO_CAPTION] for v in self.ids}
         self.frames = features.batch(self.ids, config.n_frames, device=device)      # [V,T,D]
         if self.frames.shape[-1] != config.feature_dim:
             raise InputError(f"the feature store holds rows of width {self.frames.shape[-1]}, the configuration says feature_dim={config.feature_dim}")
@@ -113,18 +127,20 @@ class DeviceData:
 
 # %% ../nbs/01_data.ipynb #796d3575
 def _rows(store, vid, n, dim):
+    "The first `n` rows that `store` holds for a video; zeros without a store. `InputError` if there are fewer."
     import torch
     if store is None: return torch.zeros(n, dim)
-    if vid not in store: raise InputError(f"video {vid}: has frames but no text features; they are made with the captions they belong to")
-    return store[vid][:n]
+    rows = store[vid][:n] if vid in store else []
+    if len(rows) < n: raise InputError(f"video {vid}: {len(rows)} text features for {n} captions; they are made anew when captions change")
+    return rows
 
 # %% ../nbs/01_data.ipynb #d3096f30
 def _load_texts(self, texts, synthetic, synthetic_texts):
     "Caption embeddings, and for each gap its synthetic caption's, kept with probability `synthetic_share`."
     import torch
     dim, n = self.config.feature_dim, {v: len(c) for v, c in self.captions.items()}
-    n_max = max(max(n.values()), 2)
-    self.texts, self.valid = pad_rows([_rows(texts, v, n[v], dim) for v in self.ids], n_max)                # [V,N,D], [V,N]
+    n_max, said = max(n.values()), {v: c != [NO_CAPTION] for v, c in self.captions.items()}
+    self.texts, self.valid = pad_rows([_rows(texts if said[v] else None, v, n[v], dim) for v in self.ids], n_max)      # [V,N,D], [V,N]
     gaps = [v if v in synthetic else None for v in self.ids]
     rows = [_rows(synthetic_texts if g else None, v, n[v] - 1, dim) for v, g in zip(self.ids, gaps)]
     self.synthetic_texts, has = pad_rows(rows, n_max - 1)                                                    # [V,N-1,D]
@@ -141,7 +157,7 @@ def _batch(self, index: list[int]) -> Batch:
     "The batch of the videos at `index`, padded to its own longest caption list."
     import torch
     ids = [self.ids[i] for i in index]
-    n = max(max(len(self.captions[v]) for v in ids), 2)
+    n = max(len(self.captions[v]) for v in ids)
     i = torch.as_tensor(index, device=self.device)
     return Batch(ids, [self.captions[v] for v in ids], self.frames[i], self.valid[i, :n], self.texts[i, :n], self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1])
 
@@ -157,3 +173,48 @@ def batches(
     "One epoch's batches as lists of indices; the last one may be smaller."
     order = np.random.default_rng(seed).permutation(len(data)).tolist()
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+
+# %% ../nbs/01_data.ipynb #68cb3b01
+def _covering(values, share: float = .995) -> int:
+    "The least of `values` that is not exceeded in `share` of the cases."
+    return int(np.quantile(list(values), share, method="higher"))
+
+# %% ../nbs/01_data.ipynb #471ac5a1
+def _derive_frames(videos: dict[str, Video], most: int) -> tuple[int, str]:
+    "T and its reason."
+    n, seconds = np.mean([len(o.captions) or 1 for o in videos.values()]), [o.duration for o in videos.values() if o.duration]
+    mean = np.mean(seconds) if seconds else 0.
+    T = 4 * math.ceil(max(mean / 3.4, 8 * n, 16) / 4)
+    return min(T, most), f"mean duration {mean:.1f} s at 3.4 s a frame, {n:.2f} events at 8 frames" if seconds else f"no durations; {n:.2f} events at 8 frames"
+
+# %% ../nbs/01_data.ipynb #b402ad2a
+def derive_settings(
+    videos: dict[str, Video],   # From `read_annotations`, without time stamps
+    feature_dim: int = 768,     # D of the feature store
+) -> dict[str, tuple]:          # {setting: (value, reason)}
+    "The settings of `Config` that follow from a set of captioned videos, each with what it was derived from."
+    V, words = len(videos), [sum(len(c.split()) for c in o.captions) for o in videos.values()]
+    N = max(2, _covering(len(o.captions) for o in videos.values()))
+    tokens = max(128, 32 * math.ceil((1.25 * _covering(words) + 5) / 32))
+    batches_, per_update = math.ceil(V / 8), max(1, min(8, V // (8 * 20)))
+    updates = math.ceil(batches_ / per_update)
+    epochs = max(10, min(30, math.ceil(200 / updates)))
+    like = "YouCook2" if V < (1333 * 10009)**.5 else "ActivityNet"
+    T, why_T = _derive_frames(videos, 1000 - tokens)
+    return dict(feature_dim=(feature_dim, "width of the feature store"), n_frames=(T, why_T),
+        n_queries=(N, "captions of 99.5 % of the videos"), max_captions=(N, "as many as queries"),
+        paragraph_tokens=((8, tokens), f"{_covering(words)} words in 99.5 % of the paragraphs, 1.25 tokens a word, at least 128"),
+        accumulate=(per_update, f"{V} videos: {updates} updates an epoch"),
+        epochs_stage1=(epochs, f"{updates} updates an epoch"), epochs_stage2=(epochs, f"{2 * epochs * updates} updates in all"),
+        lr=(5e-5 if like == "YouCook2" else 1e-4, f"{V} videos, nearer to {like}"))
+
+# %% ../nbs/01_data.ipynb #763a4626
+def plain_preset(
+    videos: dict[str, Video],   # From `read_annotations`, without time stamps
+    feature_dim: int = 768,     # D of the feature store
+    method: str = "sail",       # One of `METHODS`
+    **overrides,                # Settings that are not to be derived
+) -> Config:
+    "The configuration that `derive_settings` gives, with `overrides` on top."
+    derived = {k: v for k, (v, _) in derive_settings(videos, feature_dim).items()}
+    return replace(Config.preset("activitynet", method, **{**derived, **overrides}), name="plain")

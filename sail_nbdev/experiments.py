@@ -5,20 +5,21 @@
 # %% ../nbs/14_experiments.ipynb #215dca10
 from __future__ import annotations
 
-import os
+import csv, io, os, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from fastcore.script import Param
 
-from .core import COLORS, Config, InputError, command, pick_device, plot_style, read_json, writable_dir, write_json, write_text
+from .core import COLORS, Config, InputError, atomic_path, command, pick_device, plot_style, read_json, writable_dir, write_json, write_text
 from .evaluate import evaluate
 from .visualize import SCORES, make_report, markdown_table, score_of, score_table
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'GRIDS', 'count_held_out', 'predict_held_out', 'compare', 'prepare_world', 'demo_configs', 'run_demo',
-           'sail_demo', 'published_table', 'mean_interval', 'ablate', 'ablation_table', 'plot_ablation', 'sail_ablate']
+__all__ = ['PUBLISHED', 'GRIDS', 'compare', 'prepare_world', 'demo_configs', 'run_demo', 'sail_demo', 'published_table',
+           'mean_interval', 'ablate', 'summarize', 'ablation_table', 'ablation_csv', 'plot_ablation', 'write_summary',
+           'sail_ablate']
 
 # %% ../nbs/14_experiments.ipynb #89410cd4
 def _newer(path: Path, *sources: Path) -> bool:
@@ -31,67 +32,37 @@ def _kept(path: Path, make, *sources: Path):
     if not _newer(path, *sources): write_json(path, make())
     return read_json(path)
 
-# %% ../nbs/14_experiments.ipynb #b76a6f63
-def count_held_out(
-    run: str | Path,            # A run folder; its `stage1` counts
-    data: str | Path,           # A data folder
-    device: str = "cpu",
-) -> dict:                      # {"paragraphs": {video: text}, "n_events": {video: N}}
-    "What the model after stage 1 writes about each held-out video, and the number of events in it."
-    from sail_nbdev.data import read_annotations
-    from sail_nbdev.features import FeatureStore
-    from sail_nbdev.model import Sail
-    from sail_nbdev.predict import count_events, write_paragraphs
-    model, store = Sail.from_pretrained(Path(run)/"stage1", device), FeatureStore(Path(data)/"features")
-    ids = [v for v in read_annotations(Path(data)/"annotations"/"val.json") if v in store]
-    texts = write_paragraphs(model, store.batch(ids, model.config.n_frames, device=device))
-    return {"paragraphs": dict(zip(ids, texts)), "n_events": dict(zip(ids, count_events(texts, model.config.max_captions)))}
-
-# %% ../nbs/14_experiments.ipynb #3f7e698c
-def predict_held_out(
-    run: str | Path,            # A run folder
-    data: str | Path,           # A data folder
-    n_events: dict[str, int],   # Events of each video
-    device: str = "cpu",
-) -> dict:
-    "The predictions of a run for the held-out videos, in the form that `evaluate` reads."
-    from sail_nbdev.data import read_annotations
-    from sail_nbdev.features import FeatureStore
-    from sail_nbdev.model import Sail
-    from sail_nbdev.predict import predict
-    videos = read_annotations(Path(data)/"annotations"/"val.json")
-    model = Sail.from_pretrained(run, device)
-    return predict(model, FeatureStore(Path(data)/"features"), {v: o.duration for v, o in videos.items() if v in n_events}, n_events, device)
-
 # %% ../nbs/14_experiments.ipynb #e130e493
 def compare(
     configs: dict[str, Config],     # Name -> configuration; they differ in stage 2 only
     data: str | Path,               # A data folder
-    out: str | Path,                # Gets runs/, counts.json, predictions/, scores.json
+    out: str | Path,                # Gets runs/, predictions/, scores.json
     device: str | None = None,      # Best there is if None
     progress: bool = True,          # Show bars
 ) -> dict[str, dict]:               # Name -> what `evaluate` gave
-    "Train, predict and score several methods; the first one's stage 1 serves all. Goes on where it was stopped."
+    "Train, predict and score several methods; the first one's stage 1 and its counts serve all. Goes on where it was stopped."
+    from sail_nbdev.data import annotation_files
+    from sail_nbdev.predict import frozen_counts, predict_split
     from sail_nbdev.train import train
-    data, out, device, first = Path(data), writable_dir(out), pick_device(device), next(iter(configs))
+    truth, data, out, device, first = annotation_files(data, "val"), Path(data), writable_dir(out), pick_device(device), next(iter(configs))
     runs = {name: out/"runs"/name for name in configs}
     for name, config in configs.items():
         if progress: print(f"  training {name}")
         train(config, data, runs[name], resume=True, stage1=None if name == first else runs[first], device=device, progress=progress)
-    counts = _kept(out/"counts.json", lambda: count_held_out(runs[first], data, device), runs[first]/"stage1"/"model.safetensors")["n_events"]
-    for name, run in tqdm(runs.items(), desc="predictions", disable=not progress):
-        _kept(out/"predictions"/f"{name}.json", lambda: predict_held_out(run, data, counts, device), run/"model.safetensors", out/"counts.json")
+    counts = frozen_counts(runs[first], data, "val", device, progress)
+    for name, run in runs.items():
+        _kept(out/"predictions"/f"{name}.json", lambda: predict_split(run, data, "val", counts, device, progress), run/"model.safetensors", counts)
     if progress: print("  scoring")
-    scores = _score_all(list(configs), data/"annotations"/"val.json", out)
+    scores = _score_all(list(configs), truth, out)
     write_json(out/"scores.json", scores)
     return scores
 
 # %% ../nbs/14_experiments.ipynb #54ecef32
-def _score_all(names: list[str], truth: Path, out: Path) -> dict[str, dict]:
+def _score_all(names: list[str], truth: list[Path], out: Path) -> dict[str, dict]:
     "scores/NAME.json from predictions/NAME.json, several at a time: METEOR's program spends seconds on its start."
     def one(name):
         predictions = out/"predictions"/f"{name}.json"
-        return _kept(out/"scores"/f"{name}.json", lambda: evaluate(predictions, truth), predictions, truth)
+        return _kept(out/"scores"/f"{name}.json", lambda: evaluate(predictions, truth), predictions, *truth)
     with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool: return dict(zip(names, pool.map(one, names)))
 
 # %% ../nbs/14_experiments.ipynb #d5a8fe26
@@ -163,34 +134,66 @@ def sail_demo(
 _COLUMNS = ("SODA_c", "METEOR", "CIDEr", "ROUGE-L", "BLEU", "Recall", "Precision", "F1")
 PUBLISHED = {
     "activitynet": {
-        "uniform, N=3": (None, None, None, None, None, 53.45, 55.38, 54.40),
+        "uniform, N=3, k=1": (None, None, None, None, None, 53.45, 55.38, 54.40),
+        "uniform, N=4, k=2, swept on val": (None, None, None, None, None, 58.68, 55.63, 57.11),
+        "CM2, with time stamps": (6.18, 8.55, 33.01, None, 2.38, 53.71, 56.81, 55.21),
+        "E2DVC, with time stamps": (6.13, 8.57, 33.63, None, 2.43, 54.67, 57.70, 56.14),
         "WSDEC": (None, 6.30, 18.77, 12.55, 1.27, 29.57, 59.33, 39.18),
+        "ECG": (None, 7.06, 14.25, None, 1.33, None, None, None),
+        "EC-SL": (None, 7.49, 21.21, 13.02, 1.33, None, None, None),
         "PWS-DVC": (None, 7.28, 20.59, 12.71, 1.35, 40.85, 55.82, 47.09),
         "ILCACM": (6.08, 8.48, 33.42, 14.77, 2.26, 53.72, 58.92, 56.20),
         "SAIL": (6.29, 8.63, 35.38, 15.29, 2.30, 54.39, 59.87, 57.00),
+        "SBS, later": (6.49, 8.87, 36.87, 15.60, 2.47, 56.13, 60.38, 58.18),
     },
     "youcook2": {
-        "uniform, N=8": (None, None, None, None, None, 23.73, 20.17, 21.81),
+        "uniform, N=8, k=1": (None, None, None, None, None, 23.73, 20.17, 21.81),
+        "uniform, N=10, k=1, swept on val": (None, None, None, None, None, 28.33, 20.37, 23.70),
+        "WSDEC, as SAIL's authors ran it": (2.11, 1.47, 8.43, None, None, None, None, None),
+        "PWS-DVC, as SAIL's authors ran it": (3.14, 2.48, 9.81, None, None, None, None, None),
         "ILCACM, as SAIL's authors ran it": (3.60, 3.41, 13.49, 4.75, 2.59, 17.76, 18.01, 17.88),
         "SAIL": (4.08, 3.63, 14.61, 5.42, 2.94, 20.76, 21.13, 20.94),
+        "SBS, later": (4.24, 3.99, 16.28, 5.80, 3.25, 22.39, 21.95, 22.17),
+    },
+    "components": {
+        "ilcacm": (6.08, None, 33.42, None, None, None, None, 56.20),
+        "ilcacm + sim": (6.27, None, 35.18, None, None, None, None, 56.89),
+        "ilcacm + aug": (6.29, None, 34.92, None, None, None, None, 56.79),
+        "sail": (6.29, None, 35.38, None, None, None, None, 57.00),
     },
 }
 
+# %% ../nbs/14_experiments.ipynb #ba22171a
 def published_table(
-    dataset: str,   # activitynet | youcook2
+    name: str,      # One of `PUBLISHED`
 ) -> str:           # Markdown
-    "The published scores of a data set. BLEU is BLEU-4 on ActivityNet and the mean of BLEU-1 to 4 on YouCook2."
-    if dataset not in PUBLISHED: raise InputError(f"published numbers: {dataset!r} is not one of {', '.join(PUBLISHED)}")
-    return markdown_table(["", *_COLUMNS], [[n, *("–" if v is None else f"{v:.2f}" for v in vs)] for n, vs in PUBLISHED[dataset].items()])
+    "The published scores of a data set, or of SAIL's component ablation on ActivityNet. BLEU is BLEU-4 on ActivityNet and the mean of BLEU-1 to 4 on YouCook2."
+    if name not in PUBLISHED: raise InputError(f"published numbers: {name!r} is not one of {', '.join(PUBLISHED)}")
+    rows = PUBLISHED[name]
+    used = [i for i in range(len(_COLUMNS)) if any(vs[i] is not None for vs in rows.values())]
+    return markdown_table(["", *(_COLUMNS[i] for i in used)], [[n, *("–" if vs[i] is None else f"{vs[i]:.2f}" for i in used)] for n, vs in rows.items()])
 
 # %% ../nbs/14_experiments.ipynb #73796864
+def _sweep(setting: str, *values, method: str = "sail") -> dict:
+    return {f"{method}, {setting} {v}": (method, {setting: v}) for v in values}
+
+# %% ../nbs/14_experiments.ipynb #80f127e2
+_METHODS = {m: (m, {}) for m in ("uniform", "ilcacm", "sail")}
+_SIM = dict(aug_weight=0.)
 GRIDS = {
-    "methods": {m: (m, {}) for m in ("uniform", "ilcacm", "sail")},
-    "components": {"uniform": ("uniform", {}), "ilcacm": ("ilcacm", {}), "ilcacm + sim": ("sail", dict(aug_weight=0.)), "ilcacm + aug": ("sail", dict(sim_weight=0.)), "sail": ("sail", {})},
-    "masks": {"uniform": ("uniform", {})} | {f"sail, {m}": ("sail", dict(mask=m)) for m in ("gaussian", "cauchy", "hard")},
-    "share": {"uniform": ("uniform", {})} | {f"sail, {s:.0%} synthetic": ("sail", dict(synthetic_share=s)) for s in (0., .25, .5, .75, 1.)},
-    "diversity": {"uniform": ("uniform", {})} | {f"sail, div {w:g}": ("sail", dict(div_weight=w)) for w in (0., 1., 2.)},
+    "methods": _METHODS,
+    "components": {"uniform": _METHODS["uniform"], "ilcacm": _METHODS["ilcacm"], "ilcacm + sim": ("sail", _SIM), "ilcacm + aug": ("sail", dict(sim_weight=0.)), "sail": _METHODS["sail"]},
+    "masks": {f"{m}, {f}": (m, dict(mask=f)) for m in ("ilcacm", "sail") for f in ("gaussian", "cauchy", "hard")},
+    "share": _sweep("synthetic_share", 0., .25, .5, .75, 1.),
+    "usage": {"ilcacm + sim": ("sail", _SIM), "ilcacm + sim, +HN": ("sail", {**_SIM, "hard_negatives": True}), "sail": _METHODS["sail"], "sail, +HN": ("sail", dict(hard_negatives=True))},
+    "inter_width": _sweep("inter_width", .2, .4, .6, .8),
+    "sim_margin": _sweep("sim_margin", .05, .1, .2, .3),
+    "aug_weight": _sweep("aug_weight", .1, .25, .5, 1.),
+    "fixed": _METHODS | _sweep("layout_k", .5, .75, 1.5, 2., method="uniform"),
+    "div_weight": _sweep("div_weight", 0., 1., 2.),
+    "update": _sweep("update", "joint", "alternate", method="ilcacm") | _sweep("update", "joint", "alternate"),
 }
+GRIDS = {name: {"uniform": _METHODS["uniform"], **variants} for name, variants in GRIDS.items()}
 
 # %% ../nbs/14_experiments.ipynb #231107ed
 def mean_interval(
@@ -203,42 +206,74 @@ def mean_interval(
     if len(x) < 2: return float(x.mean()), float("nan")
     return float(x.mean()), float(t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / len(x)**.5)
 
+# %% ../nbs/14_experiments.ipynb #5d58bf48
+def _grid_configs(grid: str, data, preset: str, seeds: int, overrides: dict) -> dict[int, dict[str, Config]]:
+    "Seed -> variant -> configuration."
+    from sail_nbdev.train import make_config
+    if grid not in GRIDS: raise InputError(f"grid {grid!r} is not one of {', '.join(GRIDS)}")
+    first = make_config(preset, data=data, **overrides).seed
+    return {s: {name: make_config(preset, m, data, **{**overrides, **o, "seed": s}) for name, (m, o) in GRIDS[grid].items()} for s in range(first, first + seeds)}
+
 # %% ../nbs/14_experiments.ipynb #28269f4d
 def ablate(
     grid: str,                      # One of `GRIDS`
-    data: str | Path,               # A data folder
+    data: str | Path | None,        # A data folder; None with the toy preset makes the embedded world in OUT/world
     out: str | Path,                # Gets seed_*/ and rows.json
-    preset: str = "toy",            # Preset of every variant
+    preset: str = "toy",            # Preset of every variant, as `make_config` takes it
     seeds: int = 3,                 # Number of seeds
     device: str | None = None,
     progress: bool = True,          # Show bars
     **overrides,                    # Settings of every variant
 ) -> list[dict]:                    # {"grid", "method", "seed", score: value times 100}
-    "Train and score every variant of a grid with several seeds. Goes on where it was stopped."
-    if grid not in GRIDS: raise InputError(f"grid {grid!r} is not one of {', '.join(GRIDS)}")
+    "Train and score every variant of a grid with several seeds. Goes on where it was stopped, variant by variant."
     if seeds < 1: raise InputError(f"seeds={seeds} must be at least 1")
-    first, rows = Config.preset(preset, **overrides).seed, []
-    for seed in range(first, first + seeds):
+    configs, rows = _grid_configs(grid, data, preset, seeds, overrides), []
+    if data is None:
+        if preset != "toy": raise InputError(f"preset {preset} needs --data; only toy makes a world of its own")
+        from sail_nbdev.toyworld import World
+        data = prepare_world(World(), Path(out)/"world", device=device, progress=progress)
+    for seed, variants in configs.items():
         if progress: print(f"seed {seed}")
-        configs = {name: Config.preset(preset, m, **{**overrides, **o, "seed": seed}) for name, (m, o) in GRIDS[grid].items()}
-        for name, s in compare(configs, data, Path(out)/f"seed_{seed}", device, progress).items():
-            rows.append({"grid": grid, "method": name, "seed": seed, **{c: score_of(s, c) for c in SCORES}})
+        names = {re.sub("[^a-z0-9]+", "-", name.lower()).strip("-"): name for name in variants}         # a folder for each
+        for slug, s in compare({slug: variants[name] for slug, name in names.items()}, data, Path(out)/f"seed_{seed}", device, progress).items():
+            rows.append({"grid": grid, "method": names[slug], "seed": seed, **{c: score_of(s, c) for c in SCORES}})
         write_json(Path(out)/"rows.json", {"unit": "times 100", "rows": rows})
     return rows
 
 # %% ../nbs/14_experiments.ipynb #abb4de8e
+def summarize(
+    rows: list[dict],   # From `ablate`
+    columns=SCORES,     # Some of `SCORES`
+) -> list[dict]:        # {"method", "score", "n", "mean", "sd", "half"}: `half` of the 95 % interval
+    "Mean, standard deviation and 95 % interval over seeds, for every variant and score that is there."
+    out = []
+    for name in dict.fromkeys(r["method"] for r in rows):
+        for c in columns:
+            values = [r[c] for r in rows if r["method"] == name and r[c] is not None]
+            if not values: continue
+            mean, half = mean_interval(values)
+            out.append(dict(method=name, score=c, n=len(values), mean=mean, sd=float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"), half=half))
+    return out
+
+# %% ../nbs/14_experiments.ipynb #17d7de20
 def ablation_table(
     rows: list[dict],                                   # From `ablate`
     columns=("F1", "SODA_c", "METEOR", "CIDEr"),        # Some of `SCORES`
 ) -> str:                                               # Markdown
-    "Mean and 95 % interval over seeds, one row for each variant."
-    names = list(dict.fromkeys(r["method"] for r in rows))
-    def cell(name, c):
-        values = [r[c] for r in rows if r["method"] == name and r[c] is not None]
-        if not values: return "–"
-        mean, half = mean_interval(values)
-        return f"{mean:.2f}" if np.isnan(half) else f"{mean:.2f} ± {half:.2f}"
-    return markdown_table(["", *columns], [[n, *(cell(n, c) for c in columns)] for n in names])
+    "Mean ± half of the 95 % interval, and standard deviation in brackets; one row for each variant."
+    cells = {(r["method"], r["score"]): f"{r['mean']:.2f}" + ("" if r["n"] == 1 else f" ± {r['half']:.2f} ({r['sd']:.2f})") for r in summarize(rows, columns)}
+    return markdown_table(["", *columns], [[m, *(cells.get((m, c), "–") for c in columns)] for m in dict.fromkeys(r["method"] for r in rows)])
+
+# %% ../nbs/14_experiments.ipynb #a3e7f6f2
+def ablation_csv(
+    rows: list[dict],   # From `ablate`
+) -> str:               # method,score,n,mean,sd,low,high
+    "Every variant and score as comma-separated values, `low` and `high` of the 95 % interval; empty where one seed has none."
+    text, digits = io.StringIO(), lambda x: "" if np.isnan(x) else f"{x:.4f}"
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow("method score n mean sd low high".split())
+    for r in summarize(rows): out.writerow([r["method"], r["score"], r["n"], *map(digits, (r["mean"], r["sd"], r["mean"] - r["half"], r["mean"] + r["half"]))])
+    return text.getvalue()
 
 # %% ../nbs/14_experiments.ipynb #7ef264a1
 def plot_ablation(
@@ -246,32 +281,48 @@ def plot_ablation(
     column: str = "F1",     # One of `SCORES`
     ax=None,                # Matplotlib axes; a new figure if None
 ):
-    "Every seed as a dot, mean and 95 % interval as a bar. Returns the axes."
+    "Every seed as a dot, mean and 95 % interval as a bar, the uniform layout's mean as a line. Returns the axes."
     import matplotlib.pyplot as plt
     plot_style()
-    names = list(dict.fromkeys(r["method"] for r in rows))
-    ax = ax or plt.subplots(figsize=(6, .6 + .36 * len(names)))[1]
-    for y, name in enumerate(names):
-        values, color = [r[column] for r in rows if r["method"] == name], COLORS.get(name.split(",")[0].split(" ")[0], COLORS["sail"])
-        mean, half = mean_interval(values)
+    found = summarize(rows, [column])
+    ax = ax or plt.subplots(figsize=(6, .6 + .36 * len(found)))[1]
+    for y, r in enumerate(found):
+        values, color = [o[column] for o in rows if o["method"] == r["method"]], COLORS.get(re.split("[ ,]", r["method"])[0], COLORS["sail"])
         ax.plot(values, [y] * len(values), ".", color=color, alpha=.5)
-        ax.errorbar(mean, y, xerr=0 if np.isnan(half) else half, fmt="o", color=color, capsize=3)
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5), xlabel=f"{column}, held-out videos")
+        ax.errorbar(r["mean"], y, xerr=0 if np.isnan(r["half"]) else r["half"], fmt="o", color=color, capsize=3)
+        if r["method"] == "uniform": ax.axvline(r["mean"], color=color, lw=1, ls=":")
+    ax.set(yticks=range(len(found)), yticklabels=[r["method"] for r in found], ylim=(len(found) - .5, -.5), xlabel=f"{column}, held-out videos")
     return ax
+
+# %% ../nbs/14_experiments.ipynb #9f4c4166
+def write_summary(
+    rows: list[dict],       # From `ablate`
+    out: str | Path,        # Folder to write
+) -> None:
+    "`table.md`, `table.csv` and `plot.svg` of a grid."
+    import matplotlib
+    out = writable_dir(out)
+    write_text(out/"table.md", "Mean over seeds ± half of the 95 % interval (standard deviation), times 100, held-out videos.\n\n" + ablation_table(rows) + "\n")
+    write_text(out/"table.csv", ablation_csv(rows))
+    with atomic_path(out/"plot.svg") as tmp, matplotlib.rc_context({"svg.hashsalt": "sail_nbdev"}):
+        plot_ablation(rows).figure.savefig(tmp, format="svg", metadata={"Date": None})
 
 # %% ../nbs/14_experiments.ipynb #861c064e
 @command
 def sail_ablate(
-    grid: str,                  # methods, components, masks, share or diversity
-    preset: str = "toy",        # Preset of every variant
-    data: str = "demo/world",   # Data folder
+    grid: str,                  # methods, components, masks, share, usage, inter_width, sim_margin, aug_weight, fixed, div_weight or update
+    preset: str = "toy",        # Preset of every variant: activitynet, youcook2, toy, plain, or a config.json
+    data: str = None,           # Data folder (if not given, toy makes the embedded world in OUT/world)
     seeds: int = 3,             # Number of seeds
     out: str = None,            # Folder to write (ablations/GRID if not given)
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
+    override: Param("Settings of every variant as key=value", str, nargs="*") = None,
 ):
-    "Train and score every variant of a grid with several seeds: OUT/rows.json, OUT/table.md."
-    out = Path(out or f"ablations/{grid}")
-    table = ablation_table(ablate(grid, data, out, preset, seeds, device))
-    write_text(out/"table.md", table + "\n")
-    print(table)
+    "Train and score every variant of a grid with several seeds: OUT/rows.json, table.md, table.csv, plot.svg."
+    from sail_nbdev.train import parse_overrides, print_derivation
+    out, overrides = Path(out or f"ablations/{grid}"), parse_overrides(override)
+    if preset == "plain": print_derivation(data, overrides)
+    rows = ablate(grid, data, out, preset, seeds, device, **overrides)
+    write_summary(rows, out)
+    print(ablation_table(rows))
     return 0

@@ -9,9 +9,26 @@ import torch
 from torch import nn
 
 from .core import Config, InputError
+from .masks import full_precision
 
 # %% auto #0
-__all__ = ['Localizer', 'forward']
+__all__ = ['FrameEmbedding', 'Localizer', 'forward']
+
+# %% ../nbs/04_localizer.ipynb #c9ca1ddf
+class FrameEmbedding(nn.Module):
+    "Frames [B,T,width] to [B,T,d]: projected if the widths differ (F15), learned position added, dropout. `InputError` for another T or width."
+    def __init__(self,
+        config: Config,
+        width: int,         # Of the frames that come in
+    ):
+        super().__init__()
+        self.shape, d = (config.n_frames, width), config.d_model
+        self.project = nn.Identity() if width == d else nn.Linear(width, d)
+        self.positions, self.drop = nn.Parameter(torch.randn(config.n_frames, d)), nn.Dropout(config.dropout)
+
+    def forward(self, frames):
+        if frames.shape[1:] != self.shape: raise InputError("frames of shape {} were given, the model has n_frames={} of width {}".format(list(frames.shape), *self.shape))
+        return self.drop(self.project(frames) + self.positions)                                 # [B,T,d]
 
 # %% ../nbs/04_localizer.ipynb #df72cc62
 class Localizer(nn.Module):
@@ -19,9 +36,8 @@ class Localizer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         c, d = config, config.d_model
-        self.project = nn.Identity() if c.feature_dim == d else nn.Linear(c.feature_dim, d)     # F15
         self.queries = nn.Parameter(torch.randn(c.n_queries, d))
-        self.positions = nn.Parameter(torch.randn(c.n_frames, d))
+        self.embed = FrameEmbedding(c, c.feature_dim)
         layer = nn.TransformerDecoderLayer(d, c.n_heads, c.localizer_ffn, c.dropout, "gelu", batch_first=True, norm_first=True)
         self.decoder = nn.TransformerDecoder(layer, 1, norm=nn.LayerNorm(d))
         self.drop = nn.Dropout(c.dropout)
@@ -35,10 +51,10 @@ def forward(self,
     "`(centers, widths)` [B,N], centres ascending among the valid ones; padding is last. `InputError` if N exceeds the queries."
     n = valid.shape[1]
     if n > len(self.queries): raise InputError(f"{n} events were asked for, the model has n_queries={len(self.queries)}")
-    memory = self.drop(self.project(frames) + self.positions)                                   # [B,T,d]
+    memory = self.embed(frames)                                                                 # [B,T,d]
     q = self.drop(self.queries[:n]) * valid[..., None]                                          # [B,N,d]
     h = self.decoder(q, memory, tgt_key_padding_mask=~valid)
-    c, w = (head(h)[..., 0].float().sigmoid() for head in (self.center_head, self.width_head))  # [B,N]
+    c, w = (full_precision(head(h)[..., 0]).sigmoid() for head in (self.center_head, self.width_head))  # [B,N]
     order = c.masked_fill(~valid, 2.).argsort(-1)
     return c.gather(-1, order), w.gather(-1, order)
 

@@ -5,11 +5,25 @@
 # %% ../nbs/06_losses.ipynb #45d60cb3
 from __future__ import annotations
 
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 
+from .masks import full_precision
+
 # %% auto #0
 __all__ = ['diversity_loss', 'pool', 'similarities', 'similarity_loss', 'inter_caption_loss']
+
+# %% ../nbs/06_losses.ipynb #76c0aa1a
+def _in_full_precision(f):
+    "`f` with its floating tensors in fp32 and without autocast."
+    def up(a): return full_precision(a) if torch.is_tensor(a) and a.is_floating_point() else a
+    @wraps(f)
+    def _f(*args, **kwargs):
+        device = next(a.device.type for a in (*args, *kwargs.values()) if torch.is_tensor(a))
+        with torch.autocast(device, enabled=False): return f(*map(up, args), **{k: up(a) for k, a in kwargs.items()})
+    return _f
 
 # %% ../nbs/06_losses.ipynb #824aa5a3
 def _pairs(valid):
@@ -24,30 +38,39 @@ def _video_mean(values, keep):
     return (values.masked_fill(~keep, 0).sum(dims) / keep.sum(dims).clamp_min(1)).mean()
 
 # %% ../nbs/06_losses.ipynb #995bd103
+@_in_full_precision
 def diversity_loss(
     masks,              # [B,N,T]
     valid,              # [B,N] bool
     gamma: float = 0.8, # Overlap that is still free
 ):
     "Mean overlap above `gamma` between the masks of a video (ILCACM). Scalar; 0 for a video of one event."
-    m = F.normalize(masks.float(), dim=-1)
+    m = F.normalize(masks, dim=-1)
     return _video_mean((m @ m.mT - gamma).relu(), _pairs(valid))
 
 # %% ../nbs/06_losses.ipynb #57cdb00e
 def pool(masks, frames):
     "Masked frames pooled over time, up to scale: [B,N,T] x [B,T,D] -> [B,N,D]."
-    return masks.float() @ frames.float()
+    return masks @ frames
 
 # %% ../nbs/06_losses.ipynb #958ff80c
+@_in_full_precision
 def similarities(
-    masks,      # [B,N,T]
-    frames,     # [B,T,D] CLIP frames
-    texts,      # [B,N,D] CLIP embeddings of the captions
-    valid,      # [B,N] bool
+    masks,                  # [B,N,T]
+    frames,                 # [B,T,D] CLIP frames
+    texts,                  # [B,N,D] CLIP embeddings of the captions
+    valid,                  # [B,N] bool
+    negatives=None,         # [B,K,D] embeddings of further negatives ("+HN")
+    negatives_valid=None,   # [B,K] bool
 ):
-    "`(s_pos, s_neg)` [B,N] each: cosine with the own caption, and with the hardest other one of the video (-inf if there is none)."
-    s = F.normalize(pool(masks, frames), dim=-1) @ F.normalize(texts.float(), dim=-1).mT                    # [B,N,N]
-    return s.diagonal(dim1=1, dim2=2), s.masked_fill(~_pairs(valid), -torch.inf).amax(-1)
+    "`(s_pos, s_neg)` [B,N] each: cosine with the own caption, and with the hardest other one (-inf if there is none)."
+    v = F.normalize(pool(masks, frames), dim=-1)                                                    # [B,N,D]
+    s = v @ F.normalize(texts, dim=-1).mT                                                           # [B,N,N]
+    others = s.masked_fill(~_pairs(valid), -torch.inf)
+    if negatives is not None:
+        more = v @ F.normalize(negatives, dim=-1).mT                                                # [B,N,K]
+        others = torch.cat([others, more.masked_fill(~negatives_valid[:, None], -torch.inf)], -1)
+    return s.diagonal(dim1=1, dim2=2), others.amax(-1)
 
 # %% ../nbs/06_losses.ipynb #e6414a0f
 def similarity_loss(
@@ -56,13 +79,16 @@ def similarity_loss(
     texts,                  # [B,N,D]
     valid,                  # [B,N] bool
     margin: float = 0.1,    # Delta
+    negatives=None,         # [B,K,D], only for "+HN"
+    negatives_valid=None,   # [B,K] bool
 ):
-    "SAIL's L_sim, a margin ranking loss in CLIP space. Scalar; videos of one caption add 0."
-    pos, neg = similarities(masks, frames, texts, valid)
+    "SAIL's L_sim, a margin ranking loss in CLIP space. Scalar; videos without a negative add 0."
+    pos, neg = similarities(masks, frames, texts, valid, negatives, negatives_valid)
     keep = valid & neg.isfinite()
     return _video_mean((margin - pos + neg.masked_fill(~keep, 0)).relu(), keep)
 
 # %% ../nbs/06_losses.ipynb #1f1be917
+@_in_full_precision
 def inter_caption_loss(
     inter_masks,        # [B,N-1,T] masks between neighbours
     frames,             # [B,T,D]
@@ -70,5 +96,5 @@ def inter_caption_loss(
     inter_valid,        # [B,N-1] bool: gaps that have one
 ):
     "SAIL's L_aug. Scalar; 0 for a video without a synthetic caption."
-    s = F.cosine_similarity(pool(inter_masks, frames), synthetic_texts.float(), dim=-1)                        # [B,N-1]
+    s = F.cosine_similarity(pool(inter_masks, frames), synthetic_texts, dim=-1)                        # [B,N-1]
     return _video_mean(1 - s, inter_valid)

@@ -7,14 +7,28 @@ from __future__ import annotations
 
 import torch
 
+from .core import InputError
+
 # %% auto #0
-__all__ = ['MASKS', 'gaussian_mask', 'cauchy_mask', 'hard_mask', 'uniform_layout', 'inter_layout', 'to_intervals']
+__all__ = ['MASKS', 'full_precision', 'gaussian_mask', 'cauchy_mask', 'hard_mask', 'uniform_layout', 'inter_layout',
+           'to_intervals']
+
+# %% ../nbs/03_masks.ipynb #d7c2b7b0
+def full_precision(x):
+    "`x` as fp32, or as it is in fp64."
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+# %% ../nbs/03_masks.ipynb #c71704cb
+def _check_widths(widths):
+    "`InputError` for a width below zero."
+    if (widths < 0).any(): raise InputError(f"widths must not be negative, not {widths.min().item():g}")
 
 # %% ../nbs/03_masks.ipynb #6ea57897
 def _grid(centers, widths, n_frames, floor):
     "Centres [...,N,1], widths [...,N,1] not below `floor`, and frame positions [T], in fp32 whatever the autocast (F6)."
-    c, w = centers.float()[..., None], widths.float().clamp_min(floor)[..., None]
-    return c, w, torch.linspace(0, 1, n_frames, device=centers.device)
+    _check_widths(widths)
+    c, w = full_precision(centers)[..., None], full_precision(widths).clamp_min(floor)[..., None]
+    return c, w, torch.linspace(0, 1, n_frames, device=c.device, dtype=c.dtype)
 
 # %% ../nbs/03_masks.ipynb #32ab0828
 def gaussian_mask(
@@ -48,18 +62,22 @@ MASKS = dict(gaussian=gaussian_mask, cauchy=cauchy_mask, hard=hard_mask, uniform
 
 # %% ../nbs/03_masks.ipynb #0735402c
 def uniform_layout(
-    n_events: int,      # N
+    n_events,           # N, or a tensor [B] of them
     k: float = 1.0,     # Width in units of 1/N
 ):
-    "Content-blind `(centers, widths)`, each [N]: (i + 1/2)/N and k/N."
-    return (torch.arange(n_events) + .5) / n_events, torch.full((n_events,), k / n_events).clamp_max(1.)
+    "Content-blind `(centers, widths)`, each [N] or, padded, [B,max N]: (i + 1/2)/N and k/N, widths at most 1. `InputError` unless N >= 1 and k > 0."
+    n = torch.as_tensor(n_events)
+    if n.min() < 1 or k <= 0: raise InputError(f"a uniform layout needs n_events >= 1 and k > 0, not n_events={n.min().item()} and k={k}")
+    c = (torch.arange(int(n.max()), device=n.device) + .5) / n[..., None]           # [...,N]
+    return c, (k / n[..., None]).clamp_max(1.).expand_as(c)
 
 # %% ../nbs/03_masks.ipynb #186f306c
 def inter_layout(
     centers,                # [...,N], sorted
     width: float = 0.6,     # Fixed width
 ):
-    "`(centers, widths)` of the N-1 masks between neighbouring events, each [...,N-1] (SAIL)."
+    "`(centers, widths)` of the N-1 masks between neighbouring events, each [...,N-1] (SAIL). `InputError` for a negative width."
+    if width < 0: raise InputError(f"inter-mask width={width} must not be negative")
     c = (centers[..., :-1] + centers[..., 1:]) / 2
     return c, torch.full_like(c, width)
 
@@ -69,6 +87,7 @@ def to_intervals(
     widths,         # [...,N]
     duration,       # Seconds: a number or [...]
 ):
-    "Intervals [...,N,2] in seconds, clipped to the video."
+    "Intervals [...,N,2] in seconds, clipped to the video. `InputError` for a negative width."
+    _check_widths(widths)
     d = torch.as_tensor(duration, dtype=centers.dtype, device=centers.device)[..., None, None]
     return torch.stack([centers - widths / 2, centers + widths / 2], -1).clamp(0, 1) * d          # [...,N,2]

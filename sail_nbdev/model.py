@@ -10,38 +10,33 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .captioner import FULL, MASK, Captioner, load_tokenizer
+from .captioner import FULL, MASK, Captioner, load_tokenizer, train_tokenizer
 from .core import Config, InputError, atomic_path, load_config, save_config
 from .data import Batch
 from .localizer import Localizer
 from .losses import diversity_loss, inter_caption_loss, similarity_loss
-from .masks import MASKS, inter_layout
+from .masks import MASKS, inter_layout, uniform_layout
 
 # %% auto #0
 __all__ = ['VERSION', 'Sail', 'place', 'localize', 'masks', 'full_loss', 'caption_losses', 'guide_losses', 'forward',
-           'save_pretrained', 'from_pretrained']
+           'save_pretrained', 'load_weights', 'from_pretrained']
 
 # %% ../nbs/08_model.ipynb #3ce9ee9b
 class Sail(nn.Module):
-    "The whole method. `Sail(config, tokenizer)` has random or pretrained weights; `Sail.from_pretrained(folder)` has trained ones."
+    "The whole method. `Sail(config)` has the pretrained decoder, or random weights; `Sail.from_pretrained(folder)` has trained ones."
     def __init__(self,
         config: Config,
-        tokenizer=None,     # `tokenizers.Tokenizer`; taken from `config.pretrained` if None
+        tokenizer=None,     # `tokenizers.Tokenizer`. If None: the one of `config.pretrained`; without that, one that spells bytes
     ):
         super().__init__()
-        if tokenizer is None:
-            if config.pretrained is None: raise InputError("pretrained=none needs a tokenizer: pass one from `train_tokenizer` or `load_tokenizer`")
-            tokenizer = load_tokenizer(config.pretrained)
+        if tokenizer is None: tokenizer = load_tokenizer(config.pretrained) if config.pretrained else train_tokenizer([])
         self.config = config
         self.localizer, self.captioner = Localizer(config), Captioner(config, tokenizer)
 
 # %% ../nbs/08_model.ipynb #6ea7478d
 def place(self, frames, valid):
     "Sorted `(centers, widths)` [B,N] of the events marked in `valid` [B,N]."
-    if self.config.mask != "uniform": return self.localizer(frames, valid)
-    n = valid.sum(-1, keepdim=True).clamp_min(1)                                            # [B,1]
-    i = torch.arange(valid.shape[1], device=valid.device)
-    return (i + .5) / n, (self.config.layout_k / n).clamp_max(1).expand(valid.shape)
+    return uniform_layout(valid.sum(-1), self.config.layout_k) if self.config.mask == "uniform" else self.localizer(frames, valid)
 
 # %% ../nbs/08_model.ipynb #36040263
 def localize(self,
@@ -63,33 +58,39 @@ Sail.place, Sail.localize, Sail.masks = place, localize, masks
 # %% ../nbs/08_model.ipynb #33d595fd
 def full_loss(self, batch: Batch):
     "L_full: the paragraph of each video from all of its frames."
-    return self.captioner(batch.frames, [self.captioner.sequence(FULL, c) for c in batch.captions])
+    words = self.captioner.sentences(batch.captions, batch.valid)                           # [B,N,L]
+    return self.captioner(batch.frames, self.captioner.sequences(FULL, words, batch.valid))
 
 Sail.full_loss = full_loss
 
 # %% ../nbs/08_model.ipynb #4358aa07
 def caption_losses(self, batch: Batch, masks, terms):
-    "L_pos and L_neg, as far as they are in `terms`; a video of one event has no L_neg (F7)."
-    seq, out = self.captioner.sequence, {}
-    events = [(b, i) for b, c in enumerate(batch.captions) for i in range(len(c))]
-    if "pos" in terms:
-        b, i = torch.tensor(events, device=masks.device).T
-        out["pos"] = self.captioner(batch.frames[b] * masks[b, i][..., None].to(batch.frames), [seq(MASK, [batch.captions[b][i]]) for b, i in events])
-    events = [(b, i) for b, i in events if len(batch.captions[b]) > 1]
-    if "neg" in terms and events:
-        b, i = torch.tensor(events, device=masks.device).T
-        out["neg"] = self.captioner(batch.frames[b] * (1 - masks[b, i])[..., None].to(batch.frames), [seq(MASK, batch.captions[b][:i] + batch.captions[b][i + 1:]) for b, i in events])
-    return out
+    "L_pos and L_neg, as far as they are in `terms`. A video of one event has no L_neg; where no video has one it is 0 (F7)."
+    words = self.captioner.sentences(batch.captions, batch.valid)                           # [B,N,L]
+    video, event = batch.valid.nonzero(as_tuple=True)                                       # [M] each
+    own = nn.functional.one_hot(event, masks.shape[1]).bool()                               # [M,N]
+    views = dict(pos=(masks, own), neg=(1 - masks, batch.valid[video] & ~own))
+    return {t: self._masked_loss(batch.frames, words, video, event, *views[t]) for t in terms}
 
-Sail.caption_losses = caption_losses
+# %% ../nbs/08_model.ipynb #4eac8172
+def _masked_loss(self, frames, words, video, event, weights, chosen):
+    "Cross-entropy of the `chosen` [M,N] sentences given frames times `weights` [B,N,T], over the rows that have any."
+    some = chosen.any(-1)
+    if not some.any(): return weights.sum() * 0
+    v, e = video[some], event[some]
+    seen = frames[v] * weights[v, e][..., None].to(frames)                                  # [M,T,D]
+    return self.captioner(seen, self.captioner.sequences(MASK, words[v], chosen[some]))
+
+Sail.caption_losses, Sail._masked_loss = caption_losses, _masked_loss
 
 # %% ../nbs/08_model.ipynb #a7a8d947
 def guide_losses(self, batch: Batch, centers, masks):
     "L_div, L_sim and L_aug, un-weighted, those whose weight is not zero. CLIP features are never projected here (F15)."
     c, out = self.config, {}
     frames = nn.functional.normalize(batch.frames, dim=-1) if c.normalize_frames else batch.frames                     # F9
+    further = (batch.synthetic_texts, batch.inter_valid) if c.hard_negatives else ()                                   # "+HN"
     if c.div_weight: out["div"] = diversity_loss(masks, batch.valid, c.div_gamma)
-    if c.sim_weight: out["sim"] = similarity_loss(masks, frames, batch.texts, batch.valid, c.sim_margin)
+    if c.sim_weight: out["sim"] = similarity_loss(masks, frames, batch.texts, batch.valid, c.sim_margin, *further)
     if c.aug_weight: out["aug"] = inter_caption_loss(self.masks(*inter_layout(centers, c.inter_width)), frames, batch.synthetic_texts, batch.inter_valid)
     return out
 
@@ -118,7 +119,7 @@ def forward(self,
 Sail.forward = forward
 
 # %% ../nbs/08_model.ipynb #f8ef83e2
-VERSION = 1
+VERSION = 2
 
 def save_pretrained(self, folder: str | Path) -> None:
     "Write config, tokenizer and weights into `folder`."
@@ -131,26 +132,40 @@ def save_pretrained(self, folder: str | Path) -> None:
 Sail.save_pretrained = save_pretrained
 
 # %% ../nbs/08_model.ipynb #5d9be263
-def _check_file(path: Path):
+def _shapes(path: Path) -> dict[str, tuple]:
+    "Name and shape of each tensor in a weights file. `InputError` for a file that is missing, torn, or of another version."
     from safetensors import SafetensorError, safe_open
     if not path.exists(): raise InputError(f"{path.parent}: not a run folder (no {path.name})")
     try:
-        with safe_open(str(path), "pt") as f: found = (f.metadata() or {}).get("sail_nbdev")
+        with safe_open(str(path), "pt") as f: found, shapes = (f.metadata() or {}).get("sail_nbdev"), {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
     except SafetensorError: raise InputError(f"{path}: torn or not a safetensors file") from None
     if found != str(VERSION): raise InputError(f"{path}: written in form {found or 'unknown'}, this version reads form {VERSION}")
+    return shapes
+
+# %% ../nbs/08_model.ipynb #5be65a50
+def load_weights(
+    model,                  # A `Sail` of the same configuration
+    folder: str | Path,     # What `save_pretrained` wrote
+) -> None:
+    "Load the weights of a folder into `model`. `InputError` for a file that does not fit; then nothing was loaded."
+    from safetensors.torch import load_model
+    path, here = Path(folder)/"model.safetensors", {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    there = _shapes(path)
+    tied = {"captioner.decoder.lm_head.weight", "captioner.decoder.transformer.wte.weight"}           # one tensor, stored once
+    for k in sorted((here.keys() | there.keys()) - (tied - (here.keys() & there.keys()))):
+        if here.get(k) != there.get(k): raise InputError(f"{path}: does not fit the configuration: {k} is {there.get(k, 'missing')} there and {here.get(k, 'missing')} here")
+    load_model(model, str(path))
 
 # %% ../nbs/08_model.ipynb #3aff5742
 @classmethod
 def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Sail":
     "The model that `save_pretrained` wrote, in evaluation mode. `InputError` for a folder that is none, torn, or of another version."
     from dataclasses import replace
-    from safetensors.torch import load_model
     folder = Path(folder)
-    _check_file(folder/"model.safetensors")
+    _shapes(folder/"model.safetensors")
     config = load_config(folder/"config.json")
     model = cls(replace(config, pretrained=None), load_tokenizer(folder/"tokenizer.json"))
-    try: load_model(model, str(folder/"model.safetensors"))
-    except RuntimeError as e: raise InputError(f"{folder/'model.safetensors'}: does not fit its config.json ({str(e).splitlines()[0]})") from None
+    load_weights(model, folder)
     model.config = config
     return model.to(device).eval()
 

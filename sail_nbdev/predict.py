@@ -15,19 +15,9 @@ from tqdm.auto import tqdm
 from .core import COLORS, Event, InputError, command, pick_device, read_json, write_json, write_text
 
 # %% auto #0
-__all__ = ['write_paragraphs', 'count_events', 'predict_events', 'predict', 'load_run', 'load_encoder', 'caption_video',
-           'events_json', 'read_events', 'events_subtitles', 'video_source', 'event_lanes', 'row_colors',
-           'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
-
-# %% ../nbs/10_predict.ipynb #0669351c
-def write_paragraphs(
-    counter,                # The model after stage 1
-    frames,                 # [V,T,D]
-    batch_size: int = 32,   # Videos at a time
-) -> list[str]:
-    "The paragraph of each video by beam search."
-    from sail_nbdev.captioner import FULL
-    return [t for i in range(0, len(frames), batch_size) for t in counter.captioner.write(frames[i:i + batch_size], FULL)]
+__all__ = ['count_events', 'predict_events', 'frozen_counts', 'predict_split', 'sail_predict', 'load_run', 'load_encoder',
+           'caption_video', 'events_json', 'read_events', 'events_subtitles', 'video_source', 'event_lanes',
+           'row_colors', 'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
 
 # %% ../nbs/10_predict.ipynb #583376b8
 def count_events(
@@ -50,32 +40,96 @@ def predict_events(
     import torch
     from sail_nbdev.captioner import MASK
     from sail_nbdev.masks import to_intervals
-    n = torch.as_tensor(n_events).reshape(-1).expand(len(frames))
+    n = torch.as_tensor(n_events, device=frames.device).reshape(-1).expand(len(frames))
     centers, widths = model.localize(frames, n)                                         # [V,N]
     masks = model.masks(centers, widths)                                                # [V,N,T]
     times = to_intervals(centers, widths, torch.as_tensor(durations, dtype=centers.dtype, device=centers.device)).tolist()
-    v, i = (torch.arange(masks.shape[1]) < n[:, None]).nonzero().T                      # all events, video by video
-    out, bar = [[] for _ in frames], range(0, len(v), batch_size)
-    texts = [t for k in bar for t in model.captioner.write(frames[v[k:k + batch_size]] * masks[v[k:k + batch_size], i[k:k + batch_size]][..., None], MASK)]
-    for a, b, text in zip(v.tolist(), i.tolist(), texts):
-        start, end = (round(t, 2) for t in times[a][b])
-        out[a].append(dict(sentence=text.split("events:", 1)[-1].strip(), timestamp=[start, end], center=centers[a, b].item(), width=widths[a, b].item()))
+    video, event = (torch.arange(masks.shape[1], device=n.device) < n[:, None]).nonzero().T        # all events, video by video
+    rows = zip(video.split(batch_size), event.split(batch_size))
+    texts = [t for v, i in rows for t in model.captioner.write(frames[v] * masks[v, i][..., None], MASK)]
+    out = [[] for _ in frames]
+    for v, i, text in zip(video.tolist(), event.tolist(), texts):
+        start, end = (round(t, 2) for t in times[v][i])
+        out[v].append(dict(sentence=text.split("events:", 1)[-1].strip(), timestamp=[start, end], center=centers[v, i].item(), width=widths[v, i].item()))
     return out
 
-# %% ../nbs/10_predict.ipynb #4416455f
-def predict(
-    model,                          # `Sail` after stage 2
-    store,                          # FeatureStore
-    durations: dict[str, float],    # Seconds of each video to predict
-    n_events: dict[str, int],       # Frozen counts from stage 1
-    device: str = "cpu",
+# %% ../nbs/10_predict.ipynb #8e62ceaa
+def _in_chunks(ids: list, size: int, desc: str, progress: bool):
+    "`ids` in lists of `size`, with a bar that counts ids."
+    with tqdm(total=len(ids), desc=desc, unit="video", disable=not progress, leave=False) as bar:
+        for i in range(0, len(ids), size): yield ids[i:i + size]; bar.update(len(ids[i:i + size]))
+
+# %% ../nbs/10_predict.ipynb #36bf445c
+def _split_videos(data: Path, split: str, store) -> dict[str, float]:
+    "Seconds of each video of a split that has features. `InputError` for a video without a duration."
+    from sail_nbdev.data import annotation_files, read_annotations
+    videos = {}
+    for path in annotation_files(data, split): videos = {**{v: (o.duration, path) for v, o in read_annotations(path).items()}, **videos}
+    for v, (seconds, path) in videos.items():
+        if seconds is None: raise InputError(f"{path}: video {v}: has no duration, which its time stamps are made from")
+    found = {v: seconds for v, (seconds, _) in videos.items() if v in store}
+    if not found: raise InputError(f"{data}: none of the videos of {split!r} has features in {store.folder}")
+    return found
+
+# %% ../nbs/10_predict.ipynb #332bbc17
+def frozen_counts(
+    run: str | Path,            # A run folder; its `stage1` counts
+    data: str | Path,           # A data folder
+    split: str = "val",         # Split of its annotations
+    device: str | None = None,  # Best there is if None
+    progress: bool = True,      # Show a bar
+) -> Path:
+    "`RUN/counts_SPLIT.json`, `{paragraphs, n_events}` of each video by the weights after stage 1 (F3). Made once; a file that is there is not touched."
+    from sail_nbdev.features import FeatureStore
+    from sail_nbdev.model import Sail
+    from sail_nbdev.captioner import FULL
+    path = Path(run)/f"counts_{split}.json"
+    if path.exists(): return path
+    store, device = FeatureStore(Path(data)/"features"), pick_device(device)
+    counter, texts = Sail.from_pretrained(Path(run)/"stage1", device), {}
+    for ids in _in_chunks(list(_split_videos(Path(data), split, store)), 32, "paragraphs", progress):
+        texts.update(zip(ids, counter.captioner.write(store.batch(ids, counter.config.n_frames, device=device), FULL)))
+    write_json(path, {"paragraphs": texts, "n_events": dict(zip(texts, count_events(texts.values(), counter.config.max_captions)))})
+    return path
+
+# %% ../nbs/10_predict.ipynb #3752b290
+def predict_split(
+    run: str | Path,                    # A run folder
+    data: str | Path,                   # A data folder
+    split: str = "val",                 # Split of its annotations
+    counts: str | Path | None = None,   # A file from `frozen_counts`; the run's own if None
+    device: str | None = None,          # Best there is if None
+    progress: bool = True,              # Show a bar
 ) -> dict:
-    "Predictions of all videos in the form that `evaluate` reads, with `center` and `width` of each event beside it."
-    ids = [v for v in durations if v in store]
-    if not ids: raise InputError("none of the videos to predict has features in the store")
-    frames = store.batch(ids, model.config.n_frames, device=device)
-    rows = predict_events(model, frames, [durations[v] for v in ids], [n_events[v] for v in ids])
-    return {"results": dict(zip(ids, rows))}
+    "Predictions for a split in the form that `evaluate` reads, with `center` and `width` of each event beside it. `InputError` if a video was not counted."
+    from sail_nbdev.features import FeatureStore
+    from sail_nbdev.model import Sail
+    store, device, out = FeatureStore(Path(data)/"features"), pick_device(device), {}
+    counts = Path(counts or frozen_counts(run, data, split, device, progress))
+    n, seconds, model = read_json(counts)["n_events"], _split_videos(Path(data), split, store), Sail.from_pretrained(run, device)
+    if lost := [v for v in seconds if v not in n]: raise InputError(f"{counts}: says nothing of video {lost[0]}; it was made for other videos")
+    for ids in _in_chunks(list(seconds), 64, "predictions", progress):
+        frames = store.batch(ids, model.config.n_frames, device=device)
+        out.update(zip(ids, predict_events(model, frames, [seconds[v] for v in ids], [n[v] for v in ids])))
+    return {"results": out}
+
+# %% ../nbs/10_predict.ipynb #7841b105
+@command
+def sail_predict(
+    run: str,               # Run folder
+    data: str = None,       # Data folder: annotations and features
+    split: str = "val",     # Split of its annotations
+    counts: str = None,     # A counts file of a run with the same first stage (made if not given)
+    out: str = None,        # File to write (RUN/predictions_SPLIT.json if not given)
+    device: str = None,     # cpu, cuda, mps (the best there is if not given)
+):
+    "Predict the events of all videos of a split, for `sail_eval`."
+    if data is None: raise InputError("--data must be given")
+    out = Path(out or Path(run)/f"predictions_{split}.json")
+    results = predict_split(run, data, split, counts, device)
+    write_json(out, results)
+    print(f"{sum(map(len, results['results'].values()))} events of {len(results['results'])} videos in {out}")
+    return 0
 
 # %% ../nbs/10_predict.ipynb #ddf28187
 def load_run(
@@ -113,6 +167,7 @@ def caption_video(
     device: str | None = None,
 ) -> list[Event]:
     "The events of one video. `InputError` for a file that is no video, or a run that is none."
+    from sail_nbdev.captioner import FULL
     from sail_nbdev.data import sample_frames
     if isinstance(model, (str, Path)):
         model, counter, settings = load_run(model, device)
@@ -124,7 +179,7 @@ def caption_video(
         frames, duration = encode_video(frames, encoder, fps)
     if duration is None: raise InputError("frames need their duration in seconds")
     x = sample_frames(frames.to(next(model.parameters()).device), model.config.n_frames)[None]     # [1,T,D]
-    n = n_events or count_events(write_paragraphs(counter or model, x), model.config.max_captions)[0]
+    n = n_events or count_events((counter or model).captioner.write(x, FULL), model.config.max_captions)[0]
     return [Event(*r["timestamp"], r["sentence"]) for r in predict_events(model, x, [duration], n)[0]]
 
 # %% ../nbs/10_predict.ipynb #9bafd758

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import json, math, os, platform, shutil, sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from fastcore.script import Param
 from tqdm.auto import tqdm
 
-from .core import (Config, InputError, PRESETS, atomic_path, command, derive_seed, load_config, pick_device, read_json, save_config,
+from .core import (Config, InputError, METHODS, PRESETS, atomic_path, command, derive_seed, load_config, pick_device, read_json, save_config,
                              set_seed, writable_dir, write_json, write_text)
 
 # %% auto #0
-__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'train', 'sail_train']
+__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'train', 'sail_train', 'parse_overrides', 'make_config',
+           'print_derivation']
 
 # %% ../nbs/09_train.ipynb #b26966b7
 def lr_factor(
@@ -45,10 +46,10 @@ def load_training_data(
         return FeatureStore(folder/name)
     videos = read_annotations(folder/"annotations"/"train.json")
     features = store("features", "make it with sail_features")
-    texts = store("text", "make it with features.encode_texts") if config.sim_weight else None
-    aug = config.aug_weight > 0
-    synthetic = read_json(folder/"synthetic.json") if aug else None
-    return DeviceData(videos, features, config, texts, synthetic, store("synthetic_text", "make it with features.encode_texts") if aug else None, device)
+    texts = store("text", "make it with sail_features --texts") if config.sim_weight else None
+    if not (config.aug_weight or config.sim_weight and config.hard_negatives): return DeviceData(videos, features, config, texts, device=device)
+    if not (folder/"synthetic.json").exists(): raise InputError(f"{folder/'synthetic.json'}: no such file; make it with sail_augment")
+    return DeviceData(videos, features, config, texts, read_json(folder/"synthetic.json"), store("synthetic_text", "make it with sail_features --texts"), device)
 
 # %% ../nbs/09_train.ipynb #8898ce43
 def _save_checkpoint(folder: Path, model, optimizer, state: dict):
@@ -60,8 +61,9 @@ def _save_checkpoint(folder: Path, model, optimizer, state: dict):
 
 # %% ../nbs/09_train.ipynb #66e94c29
 def _load_checkpoint(folder: Path, model, optimizer) -> dict:
-    from safetensors.torch import load_file, load_model
-    load_model(model, str(folder/"model.safetensors"))
+    from safetensors.torch import load_file
+    from sail_nbdev.model import load_weights
+    load_weights(model, folder)
     state = optimizer.state_dict()
     for key, v in load_file(str(folder/"optimizer.safetensors")).items():
         i, name = key.split(".", 1)
@@ -74,6 +76,11 @@ def _updates(config: Config, stage: int) -> list[tuple]:
     "The caption terms of the updates made for each batch."
     return [("pos",), ("neg",)] if stage == 2 and config.update == "alternate" else [("pos", "neg")]
 
+# %% ../nbs/09_train.ipynb #e9e94f94
+def _batches_per_update(config: Config, acc) -> int:
+    "`accumulate`, rounded up so that every process has the same number of them."
+    return math.ceil(config.accumulate / acc.num_processes) * acc.num_processes
+
 # %% ../nbs/09_train.ipynb #3f62bbf2
 def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, total: int, log, progress: bool = True):
     "One pass over `data`; calls `log` with a row for each update and returns the number of updates done so far."
@@ -81,8 +88,8 @@ def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, 
     c = data.config
     set_seed(derive_seed(c.seed, "epoch", stage, epoch, acc.process_index))
     model.train()
-    order = batches(data, c.batch_size, derive_seed(c.seed, "order", stage, epoch))
-    groups = [order[i:i + c.accumulate * acc.num_processes] for i in range(0, len(order), c.accumulate * acc.num_processes)]
+    order, n = batches(data, c.batch_size, derive_seed(c.seed, "order", stage, epoch)), _batches_per_update(c, acc)
+    groups = [order[i:i + n] for i in range(0, len(order), n)]
     for group in tqdm(groups, desc=f"stage {stage} epoch {epoch + 1}", leave=False, disable=not (progress and acc.is_main_process)):
         for g in optimizer.param_groups: g["lr"] = c.lr * lr_factor(step, total, c.warmup)
         for terms in _updates(c, stage): row = _update(acc, model, optimizer, data, group, stage, terms)
@@ -115,15 +122,30 @@ def _encoder_settings(data: Path, out: Path) -> dict:
     return {**meta, "folder": os.path.relpath(clip.resolve(), out.resolve())} if clip.is_dir() else meta
 
 # %% ../nbs/09_train.ipynb #ec1abf05
-def _prepare_run(config: Config, out: Path, data: Path | None, resume: bool):
-    "Write what a run begins with, its configuration last; or see that the run that is there is this one."
-    if (out/"config.json").exists():
-        if not resume: raise InputError(f"{out}: holds a run already; --resume goes on with it")
-        if load_config(out/"config.json") != config: raise InputError(f"{out/'config.json'}: the run there has another configuration; choose another --out")
-    else:
-        write_json(out/"run.json", dict(versions=_versions(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data or "given in memory")))
-        if data: write_json(out/"encoder.json", _encoder_settings(data, out))
-        save_config(config, out/"config.json")
+def _check_out(config: Config, out: Path, resume: bool) -> None:
+    "See that `out` holds no other run."
+    if not (out/"config.json").exists(): return
+    if not resume: raise InputError(f"{out}: holds a run already; --resume goes on with it")
+    if load_config(out/"config.json") != config: raise InputError(f"{out/'config.json'}: the run there has another configuration; choose another --out")
+
+# %% ../nbs/09_train.ipynb #bf4d2ecd
+_STAGE2 = """method synthetic_share mask tau width_floor layout_k inter_width div_gamma div_weight sim_weight sim_margin aug_weight normalize_frames
+    hard_negatives update beams no_repeat_ngram length_penalty paragraph_tokens caption_tokens""".split()      # read by stage 2 or by inference only
+
+def _check_stage1(config: Config, run: Path) -> None:
+    "See that the first stage of `run` is the one that `config` would have trained."
+    if not (run/"stage1"/"state.json").exists(): raise InputError(f"{run}: holds no finished first stage")
+    theirs = asdict(load_config(run/"stage1"/"config.json"))
+    for name, ours in asdict(config).items():
+        if name not in _STAGE2 and ours != theirs[name]: raise InputError(f"{run}: its first stage was trained with {name}={theirs[name]}, this run has {name}={ours}")
+
+# %% ../nbs/09_train.ipynb #a85d8db8
+def _write_start(config: Config, out: Path, data: Path | None) -> None:
+    "What a run begins with, its configuration last."
+    if (out/"config.json").exists(): return
+    write_json(out/"run.json", dict(versions=_versions(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data or "given in memory")))
+    if data: write_json(out/"encoder.json", _encoder_settings(data, out))
+    save_config(config, out/"config.json")
 
 # %% ../nbs/09_train.ipynb #b24fa2ac
 def _open_log(path: Path, step: int):
@@ -133,6 +155,12 @@ def _open_log(path: Path, step: int):
     def log(row):
         with path.open("a") as f: f.write(json.dumps(row) + "\n")
     return log
+
+# %% ../nbs/09_train.ipynb #0e967175
+def _accelerator(config: Config, device: str | None):
+    "accelerate's one object for CPU, one GPU and several. A stage uses a part of the parameters only, which several processes must be told."
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    return Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 # %% ../nbs/09_train.ipynb #6da75b17
 def train(
@@ -147,31 +175,31 @@ def train(
 ):
     "Train both stages and write the run folder; returns the model. Interrupt it at any time: `resume=True` goes on from the last epoch, with the same numbers."
     import torch
-    from accelerate import Accelerator
     from sail_nbdev.captioner import train_tokenizer
     from sail_nbdev.model import Sail
-    out = writable_dir(out)
-    acc = Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu")
-    folder = Path(data) if isinstance(data, (str, Path)) else None
+    out, folder = writable_dir(out), Path(data) if isinstance(data, (str, Path)) else None
+    _check_out(config, out, resume)
+    if stage1: _check_stage1(config, Path(stage1))
+    acc = _accelerator(config, device)
+    if (out/"model.safetensors").exists(): return Sail.from_pretrained(out, str(acc.device))
     if folder: data = load_training_data(folder, config, str(acc.device))
-    if (out/"model.safetensors").exists() and resume and load_config(out/"config.json") == config: return Sail.from_pretrained(out, str(acc.device))
-    _prepare_run(config, out, folder, resume)
     set_seed(derive_seed(config.seed, "init"))
     if tokenizer is None and config.pretrained is None: tokenizer = train_tokenizer([c for cs in data.captions.values() for c in cs])
     model = Sail(config, tokenizer).to(acc.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
-    done = _resume(model, optimizer, out, stage1)
-    return _run_stages(acc, model, optimizer, data, out, done, progress)
+    state = _resume(model, optimizer, out, stage1)
+    _write_start(config, out, folder)
+    return _run_stages(acc, model, optimizer, data, out, state, progress)
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
-    "Load the newest state there is: this run's last epoch, or another run's first stage."
+    "Load the newest state there is: this run's last epoch, or another run's first stage, which is copied."
     for folder in (out/"checkpoint", out/"stage1", Path(stage1)/"stage1" if stage1 else None):
         if folder is None or not (folder/"state.json").exists(): continue
         state = _load_checkpoint(folder, model, optimizer)
-        if stage1 and folder.parent == Path(stage1): shutil.copytree(folder, out/"stage1")
+        if stage1 and folder.parent == Path(stage1):
+            with atomic_path(out/"stage1") as tmp: shutil.copytree(folder, tmp)
         return state
-    if stage1: raise InputError(f"{stage1}: holds no finished first stage")
     return dict(stage=1, epoch=0, step=0)
 
 # %% ../nbs/09_train.ipynb #5c181fb5
@@ -179,7 +207,7 @@ def _run_stages(acc, model, optimizer, data, out: Path, state: dict, progress: b
     "Train from `state` to the end; a checkpoint each epoch, `stage1/` after the first stage, the model at the end."
     c = data.config
     epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}
-    per_epoch = math.ceil(math.ceil(len(data) / c.batch_size) / (c.accumulate * acc.num_processes))
+    per_epoch = math.ceil(math.ceil(len(data) / c.batch_size) / _batches_per_update(c, acc))
     total, log = per_epoch * sum(epochs.values()), _open_log(out/"log.jsonl", state["step"])
     wrapped, optimizer = acc.prepare(model, optimizer)
     for stage in (1, 2):
@@ -197,10 +225,10 @@ def _run_stages(acc, model, optimizer, data, out: Path, state: dict, progress: b
 # %% ../nbs/09_train.ipynb #2746ab27
 @command
 def sail_train(
-    preset: str,                            # activitynet, youcook2, toy, or a config.json
+    preset: str,                            # activitynet, youcook2, toy, plain (derived from the data), or a config.json
     data: str = None,                       # Data folder: annotations, features, text features, synthetic captions
     out: str = None,                        # Run folder to write
-    method: str = "sail",                   # sail, ilcacm or uniform
+    method: str = None,                     # sail, ilcacm or uniform (sail, or the config file's, if not given)
     seed: int = None,                       # Seed of everything random (the preset's if not given)
     resume: bool = False,                   # Go on with the run in --out; starts afresh where there is none
     stage1: str = None,                     # A run folder whose first stage is taken over
@@ -210,17 +238,49 @@ def sail_train(
     "Train SAIL or one of its relatives: RUN/model.safetensors, config.json, log.jsonl."
     for name, value in (("--data", data), ("--out", out)):
         if value is None: raise InputError(f"{name} must be given")
-    train(_parse_config(preset, method, seed, override or []), data, out, resume=resume, stage1=stage1, device=device)
+    overrides = parse_overrides(override) | ({} if seed is None else {"seed": seed})
+    if preset == "plain": print_derivation(data, overrides)
+    train(make_config(preset, method, data, **overrides), data, out, resume=resume, stage1=stage1, device=device)
 
 # %% ../nbs/09_train.ipynb #f0b5dcb0
-def _parse_config(preset: str, method: str, seed, override: list[str]) -> Config:
-    "A preset or a config file with `key=value` settings on top; a dot in a key is read as an underscore."
-    pairs = {}
+def parse_overrides(
+    override: list[str] | None,     # Texts of the form key=value
+) -> dict[str, str]:
+    "`key=value` texts as a dict; a dot in a key is read as an underscore."
+    override = override or []
     for o in override:
         if "=" not in o: raise InputError(f"--override {o!r}: must be key=value")
-        k, v = o.split("=", 1); pairs[k.replace(".", "_")] = v
-    if seed is not None: pairs["seed"] = seed
-    if preset in PRESETS: return Config.preset(preset, method, **pairs)
-    if not Path(preset).exists(): raise InputError(f"{preset}: neither a preset ({', '.join(PRESETS)}) nor a config file")
-    base = asdict(load_config(preset))
-    return Config.preset(base["name"], method, **{k: v for k, v in base.items() if k not in ("name", "method")} | pairs)
+    return {k.replace(".", "_"): v for k, v in (o.split("=", 1) for o in override)}
+
+# %% ../nbs/09_train.ipynb #26a0c192
+def make_config(
+    preset: str,                        # One of `PRESETS`, "plain", or a config.json
+    method: str | None = None,          # One of `METHODS`; sail, or the one of the config file, if None
+    data: str | Path | None = None,     # Data folder that "plain" is derived from
+    **overrides,                        # Settings on top
+) -> Config:
+    "The configuration of a run; \"plain\" is derived from the captions of `data`. `InputError` for anything unknown."
+    if preset in PRESETS: return Config.preset(preset, method or "sail", **overrides)
+    if preset == "plain":
+        from sail_nbdev.data import plain_preset
+        return plain_preset(*_described(data), method or "sail", **overrides)
+    if not Path(preset).exists(): raise InputError(f"{preset}: neither a preset ({', '.join(PRESETS)}, plain) nor a config file")
+    base = load_config(preset)
+    theirs = {k for m in METHODS.values() for k in m} if method not in (None, base.method) else set()       # what makes a method is not taken over to another one
+    own = {k: v for k, v in asdict(base).items() if k not in ("name", "method") and k not in theirs}
+    return replace(Config.preset(base.name if base.name in PRESETS else "activitynet", method or base.method, **{**own, **overrides}), name=base.name)
+
+# %% ../nbs/09_train.ipynb #4c597602
+def _described(data: str | Path | None):
+    "Training captions and feature width of a data folder: what \"plain\" is derived from."
+    from sail_nbdev.data import annotation_files, read_annotations
+    from sail_nbdev.features import FeatureStore
+    if data is None: raise InputError("preset plain: is derived from a data folder; give --data")
+    return read_annotations(annotation_files(data, "train")[0]), FeatureStore(Path(data)/"features").meta["dim"]
+
+# %% ../nbs/09_train.ipynb #45703918
+def print_derivation(data: str | Path, overrides=()) -> None:
+    "Print each setting of \"plain\" that is not overridden, and what it was derived from."
+    from sail_nbdev.data import derive_settings
+    for k, (v, why) in derive_settings(*_described(data)).items():
+        if k not in overrides: print(f"  {k} = {v}: {why}")

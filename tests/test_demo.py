@@ -61,7 +61,7 @@ def test_scores_have_the_reference_keys(demo):
 
 
 def test_uniform_row_is_the_layout_that_looks_at_nothing(demo):
-    counts = read_json(demo/"counts.json")["n_events"]
+    counts = read_json(demo/"runs"/"uniform"/"counts_val.json")["n_events"]
     for vid, rows in read_json(demo/"predictions"/"uniform.json")["results"].items():
         n = counts[vid]
         np.testing.assert_allclose([r["center"] for r in rows], (np.arange(n) + .5) / n, atol=1e-6)
@@ -69,7 +69,7 @@ def test_uniform_row_is_the_layout_that_looks_at_nothing(demo):
 
 
 def test_all_methods_have_one_budget_and_one_count(demo):
-    counts = read_json(demo/"counts.json")["n_events"]
+    counts = read_json(demo/"runs"/"uniform"/"counts_val.json")["n_events"]
     logs = {m: [json.loads(line) for line in (demo/"runs"/m/"log.jsonl").read_text().splitlines()] for m in METHODS}
     stage2 = {m: [r["step"] for r in rows if r["stage"] == 2] for m, rows in logs.items()}
     assert stage2["uniform"] == stage2["ilcacm"] == stage2["sail"] != []
