@@ -144,23 +144,29 @@ METHODS = {
 }
 
 # %% ../nbs/00_core.ipynb #280fdec5
+def _parse(text: str, kind: str):
+    "A value of a command line: `.5`, `16`, `true`, `(8, 128)`."
+    if kind == "tuple": return [float(o) for o in text.strip("()[] ").split(",")]
+    if kind == "bool": return {"true": True, "false": False}.get(text.lower(), text)
+    return float(text)
+
+# %% ../nbs/00_core.ipynb #8f6afd70
 def _coerce(f: dataclasses.Field, value, where: str):
-    "Turn a JSON or command-line value into the type of field `f`."
-    kind = f.type.split("[")[0]
+    "Turn a JSON or command-line value into the type of field `f`. `InputError` if it is none."
+    kind, given = f.type.split(" ")[0].split("[")[0], value
+    def number(o, to):
+        if isinstance(o, bool) or to(o) != o: raise ValueError
+        return to(o)
     try:
-        if isinstance(value, str) and kind != "str":
-            if "None" in f.type: return None if value.lower() in ("none", "null") else value
-            value = json.loads(value.lower() if kind == "bool" else value if value[:1] != "(" else f"[{value[1:-1]}]")
+        if "None" in f.type and (value is None or str(value).lower() in ("none", "null")): return None
+        if isinstance(value, str) and kind != "str": value = _parse(value, kind)
         if kind == "tuple":
-            value = tuple(float(o) if "float" in f.type else int(o) for o in value)
-            if len(value) != 2: raise ValueError
-        elif kind == "bool" and not isinstance(value, bool): raise ValueError
-        elif kind == "int" and (isinstance(value, bool) or int(value) != value): raise ValueError
-        elif kind == "int": value = int(value)
-        elif kind == "float": value = float(value)
-        elif kind == "str" and not isinstance(value, str) and not (value is None and "None" in f.type): raise ValueError
-    except (ValueError, TypeError):
-        raise InputError(f"{where}: {f.name}={value!r} is not of type {f.type}") from None
+            a, b = (number(o, float if "float" in f.type else int) for o in value)
+            return a, b
+        if kind in ("int", "float"): return number(value, dict(int=int, float=float)[kind])
+        if not isinstance(value, dict(bool=bool, str=str)[kind]): raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"{where}: {f.name}={given!r} is not of type {f.type}") from None
     return value
 
 # %% ../nbs/00_core.ipynb #cb44d717

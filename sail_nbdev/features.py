@@ -17,7 +17,7 @@ from fastcore.script import Param
 from tqdm.auto import tqdm
 
 from .core import InputError, atomic_path, command, pick_device, read_json, writable_dir, write_json, write_text
-from .data import clean_caption, read_annotations, sample_frames
+from .data import annotation_files, clean_caption, read_annotations, sample_frames
 
 # %% auto #0
 __all__ = ['iter_frames', 'decode_video', 'hub_or_cache', 'Encoder', 'FeatureStore', 'encode_video', 'extract', 'encode_captions',
@@ -605,8 +605,11 @@ def encode_texts(
     folder: str | Path,    # A data folder: annotations/train.json and, for L_aug, synthetic.json
     encoder: Encoder,      # The one that made its features
 ) -> dict:                 # {"text": what `encode_captions` said[, "synthetic_text": likewise]}
-    "Embed what training reads: captions into `text/`, cleaned as the captioner learns them (F21), and synthetic captions into `synthetic_text/`."
+    "Embed what training reads: captions into `text/`, cleaned as the captioner learns them (F21), and synthetic captions into `synthetic_text/`. `InputError` if the frames were made with another encoder."
     folder = Path(folder)
+    if (folder/"features").is_dir():
+        store = FeatureStore(folder/"features")
+        _same_making(store, **{k: v for k, v in encoder.meta.items() if k in store.meta})
     videos = read_annotations(folder/"annotations"/"train.json")
     todo = {"text": {v: [clean_caption(c) for c in o.captions] for v, o in videos.items()}}
     if (folder/"synthetic.json").exists(): todo["synthetic_text"] = read_json(folder/"synthetic.json")
@@ -629,11 +632,20 @@ def find_videos(
             files += inside
     return _named(files)
 
+# %% ../nbs/02_features.ipynb #15b66342
+def _extract_and_tell(jobs, store, encoder, fps, workers, batch_size) -> dict:
+    "`extract`, and what it did in words; returns what failed."
+    said = extract(jobs, store, encoder, fps, workers, batch_size)
+    print(f"{len(said['done'])} videos done, {len(said['skipped'])} were there already, {len(said['failed'])} failed; {len(store)} in {store.folder}")
+    for reason in said["failed"].values(): print(f"  failed: {reason}")
+    return said["failed"]
+
 # %% ../nbs/02_features.ipynb #87db99da
 @command
 def sail_features(
-    paths: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
-    out: Param("Feature store to make or to continue", str, required=True) = None,
+    paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
+    out: str = None,                 # Feature store to make or to continue
+    texts: str = None,               # Data folder whose captions are embedded, for training
     model: str = "ViT-L-14",         # open_clip model, or a folder with one
     pretrained: str = "openai",      # Its weights: a name, a file, or none for random ones
     fps: float = 1.0,                # Frames a second
@@ -641,12 +653,13 @@ def sail_features(
     device: str = "",                # cpu, cuda or mps; empty for the best there is
     batch_size: int = 16,            # Frames encoded at a time
 ) -> int:                            # 0 all well, 1 some videos failed
-    "Decode videos, encode their frames with CLIP and keep the features; goes on where it stopped."
-    if not out: raise InputError("--out STORE is needed: the folder the features go to")
-    jobs = find_videos([paths] if isinstance(paths, str) else list(paths))
-    encoder = Encoder(model, pretrained, device=device or None)
-    store = FeatureStore.create(out, **encoder.meta, fps=fps)
-    said = extract(jobs, store, encoder, fps, workers or None, batch_size)
-    print(f"{len(said['done'])} videos done, {len(said['skipped'])} were there already, {len(said['failed'])} failed; {len(store)} in {out}")
-    for reason in said["failed"].values(): print(f"  failed: {reason}")
-    return int(bool(said["failed"]))
+    "Decode videos, encode their frames (and, for training, captions) with CLIP and keep the features; goes on where it stopped."
+    if not (paths or texts): raise InputError("nothing to do: give videos with --out, or a data folder with --texts")
+    if paths and not out: raise InputError("--out STORE is needed: the folder the features go to")
+    if texts: annotation_files(texts, "train")
+    jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
+    encoder, failed = Encoder(model, pretrained, device=device or None), {}
+    if jobs: failed = _extract_and_tell(jobs, FeatureStore.create(out, **encoder.meta, fps=fps), encoder, fps, workers or None, batch_size)
+    if texts:
+        for name, said in encode_texts(texts, encoder).items(): print(f"{len(said['done'])} videos with captions done, {len(said['skipped'])} were there already, {said['truncated']} captions cut; {Path(texts)/name}")
+    return int(bool(failed))

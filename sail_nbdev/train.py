@@ -140,9 +140,11 @@ def _check_stage1(config: Config, run: Path) -> None:
         if name not in _STAGE2 and ours != theirs[name]: raise InputError(f"{run}: its first stage was trained with {name}={theirs[name]}, this run has {name}={ours}")
 
 # %% ../nbs/09_train.ipynb #a85d8db8
-def _write_start(config: Config, out: Path, data: Path | None) -> None:
+def _write_start(config: Config, out: Path, data: Path | None, stage1) -> None:
     "What a run begins with, its configuration last."
     if (out/"config.json").exists(): return
+    if stage1:
+        with atomic_path(out/"stage1") as tmp: shutil.copytree(Path(stage1)/"stage1", tmp)
     write_json(out/"run.json", dict(versions=_versions(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data or "given in memory")))
     if data: write_json(out/"encoder.json", _encoder_settings(data, out))
     save_config(config, out/"config.json")
@@ -188,18 +190,15 @@ def train(
     model = Sail(config, tokenizer).to(acc.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
     state = _resume(model, optimizer, out, stage1)
-    _write_start(config, out, folder)
+    acc.wait_for_everyone()                                     # every process has seen the folder as it was
+    if acc.is_main_process: _write_start(config, out, folder, stage1)
     return _run_stages(acc, model, optimizer, data, out, state, progress)
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
-    "Load the newest state there is: this run's last epoch, or another run's first stage, which is copied."
-    for folder in (out/"checkpoint", out/"stage1", Path(stage1)/"stage1" if stage1 else None):
-        if folder is None or not (folder/"state.json").exists(): continue
-        state = _load_checkpoint(folder, model, optimizer)
-        if stage1 and folder.parent == Path(stage1):
-            with atomic_path(out/"stage1") as tmp: shutil.copytree(folder, tmp)
-        return state
+    "Load the newest state there is: this run's last epoch, its first stage, or another run's."
+    for folder in (out/"checkpoint", out/"stage1", Path(stage1 or out)/"stage1"):
+        if (folder/"state.json").exists(): return _load_checkpoint(folder, model, optimizer)
     return dict(stage=1, epoch=0, step=0)
 
 # %% ../nbs/09_train.ipynb #5c181fb5

@@ -225,7 +225,7 @@ def test_caption_with_what_is_no_run(demo, tmp_path):
     from safetensors.numpy import load_file, save_file
     tensors = load_file(old/"model.safetensors")
     save_file(tensors, old/"model.safetensors", metadata={"format": "pt", "sail_nbdev": "0"})
-    refused(run("sail_caption", video, "--model", old), "sail_caption", "model.safetensors", "written in form 0", "reads form 1")
+    refused(run("sail_caption", video, "--model", old), "sail_caption", "model.safetensors", "written in form 0", "reads form 2")
     torn = shutil.copytree(demo/"runs"/"sail", tmp_path/"torn")
     (torn/"model.safetensors").write_bytes((torn/"model.safetensors").read_bytes()[:999])
     refused(run("sail_caption", video, "--model", torn), "sail_caption", "model.safetensors", "torn")
@@ -254,3 +254,63 @@ def test_a_demo_of_another_seed_is_not_overwritten(demo):
 def test_ablate_names_its_grids(tmp_path):
     refused(run("sail_ablate", "everything", "--out", tmp_path/"a"), "sail_ablate", "'everything'", "components")
     refused(run("sail_ablate", "methods", "--data", tmp_path/"nowhere", "--out", tmp_path/"a", "--seeds", 0), "sail_ablate", "seeds=0")
+
+
+# -- from a data folder to scores, and grids
+
+TINY = "pretrained=none vocab_size=260 d_model=32 n_heads=4 encoder_layers=1 encoder_ffn=32 localizer_ffn=32 decoder_width=32 decoder_layers=1 decoder_heads=4 beams=1".split()
+SHORT = ["epochs_stage1=1", "epochs_stage2=1"]
+
+
+def test_data_folder_to_scores_with_derived_settings(demo, tmp_path):
+    "What the tutorial on ActivityNet and YouCook2 does, on the demo's world: text features, training, frozen counts, predictions, scores."
+    world, out = tmp_path/"world", tmp_path/"run"
+    shutil.copytree(demo/"world", world, ignore=shutil.ignore_patterns("videos", "text", "synthetic_text"))
+    r = run("sail_features", "--texts", world, "--model", world/"clip", "--device", "cpu")
+    assert r.returncode == 0 and "synthetic_text" in r.stdout, r.stderr[-2000:]
+    for name in ("text", "synthetic_text"):
+        for path in (world/name/"shards").iterdir(): same_tensors(path, demo/"world"/name/"shards"/path.name)
+    r = run("sail_train", "plain", "--data", world, "--out", out, "--device", "cpu", "--override", *TINY, *SHORT)
+    assert r.returncode == 0, r.stderr[-2000:]
+    config = read_json(out/"config.json")
+    assert config["name"] == "plain" and f"n_frames = {config['n_frames']}: mean duration" in r.stdout and "epochs_stage1 =" not in r.stdout
+    r = run("sail_predict", out, "--data", world, "--device", "cpu")
+    assert r.returncode == 0, r.stderr[-2000:]
+    found, counts = read_json(out/"predictions_val.json")["results"], read_json(out/"counts_val.json")["n_events"]
+    truth = read_json(world/"annotations"/"val.json")
+    assert {v: len(rows) for v, rows in found.items()} == counts and set(counts) == set(truth)
+    r = run("sail_eval", out/"predictions_val.json", world/"annotations"/"val.json", "--metrics", "localization", "--out", tmp_path/"scores.json")
+    assert r.returncode == 0 and 0 <= read_json(tmp_path/"scores.json")["mean"]["F1"] <= 1, r.stderr[-2000:]
+
+
+def test_text_features_of_another_encoder_are_refused(demo, tmp_path):
+    shutil.copytree(demo/"world", tmp_path/"world", ignore=shutil.ignore_patterns("videos", "text"))
+    about = read_json(tmp_path/"world"/"features"/"store.json")
+    about["meta"]["weights"] = "those of another"
+    write_json(tmp_path/"world"/"features"/"store.json", about)
+    refused(run("sail_features", "--texts", tmp_path/"world", "--model", demo/"world"/"clip", "--device", "cpu"), "sail_features", "weights='those of another'")
+    assert not (tmp_path/"world"/"text").exists()
+
+
+def test_a_grid_goes_on_where_it_was_stopped(demo, tmp_path):
+    out = tmp_path/"usage"
+    args = ("sail_ablate", "usage", "--data", demo/"world", "--seeds", 1, "--out", out, "--device", "cpu", "--override", *TINY, *SHORT)
+    p = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while p.poll() is None and not (out/"seed_42"/"runs"/"ilcacm-sim"/"model.safetensors").exists(): time.sleep(.02)
+    os.killpg(p.pid, signal.SIGINT)
+    said = p.communicate(timeout=60)[1]
+    assert p.returncode == 130 and "finished steps are kept" in said, said[-2000:]
+    done = {q: q.stat().st_mtime_ns for q in out.rglob("model.safetensors") if q.parent.name != "checkpoint"}
+    assert len(done) >= 3 and not (out/"table.md").exists()
+    r = run(*args)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert {q: q.stat().st_mtime_ns for q in done} == done                              # finished variants are not trained again
+    rows = read_json(out/"rows.json")["rows"]
+    names = ["uniform", "ilcacm + sim", "ilcacm + sim, +HN", "sail", "sail, +HN"]
+    assert [(row["seed"], row["method"]) for row in rows] == [(42, n) for n in names]
+    table = (out/"table.md").read_text()
+    assert all(f"| {row['method']} | {row['F1']:.2f} | {row['SODA_c']:.2f} |" in table for row in rows)
+    assert (out/"table.csv").read_text().startswith("method,score,n,mean,sd,low,high\nuniform,Recall,1,")
+    assert "<svg" in (out/"plot.svg").read_text()
+    runs = [read_json(out/"seed_42"/"runs"/name/"config.json") for name in ("ilcacm-sim-hn", "sail-hn", "sail")]
+    assert [c["hard_negatives"] for c in runs] == [True, True, False] and [c["aug_weight"] for c in runs] == [0., .25, .25]
