@@ -53,8 +53,9 @@ def forward(self,
     if n > len(self.queries): raise InputError(f"{n} events were asked for, the model has n_queries={len(self.queries)}")
     memory = self.embed(frames)                                                                 # [B,T,d]
     q = self.drop(self.queries[:n]) * valid[..., None]                                          # [B,N,d]
-    h = self.decoder(q, memory, tgt_key_padding_mask=~valid)
-    c, w = (full_precision(head(h)[..., 0]).sigmoid() for head in (self.center_head, self.width_head))  # [B,N]
+    h = full_precision(self.decoder(q, memory, tgt_key_padding_mask=~valid))
+    with torch.autocast(h.device.type, enabled=False):                                          # bf16 knows three digits of a centre
+        c, w = (head(h)[..., 0].sigmoid() for head in (self.center_head, self.width_head))      # [B,N]
     order = c.masked_fill(~valid, 2.).argsort(-1)
     return c.gather(-1, order), w.gather(-1, order)
 

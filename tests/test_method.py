@@ -175,6 +175,19 @@ def test_guides_do_not_change_in_half_precision_surroundings(tokenizer):
     for k in plain: assert low[k].item() == plain[k].item(), k
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision,atol", [(None, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 1e-2)])
+def test_losses_on_a_gpu_are_those_of_the_cpu(tokenizer, precision, atol):
+    model = model_for(tokenizer).float()
+    batch = ragged(model.config).to("cpu", torch.float32)
+    wanted = {k: v.item() for k, v in model(batch).items()}
+    model, batch = model.cuda(), batch.to("cuda")
+    with torch.autocast("cuda", precision, enabled=precision is not None): found = model(batch)
+    found["total"].backward()
+    for k, v in wanted.items(): assert found[k].item() == pytest.approx(v, abs=atol), k
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
 def test_what_is_padded_reaches_nothing(tokenizer):
     model = model_for(tokenizer)
     batch = ragged(model.config)
