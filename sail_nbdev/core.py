@@ -268,8 +268,14 @@ def write_json(path: str | Path, value) -> None:
 
 # %% ../nbs/00_core.ipynb #b5903841
 def read_json(path: str | Path):
-    "Read a JSON file; an `InputError` says that it is missing, not UTF-8, or where it stops being JSON."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    "Read a JSON file; an `InputError` says that it is missing, not UTF-8, where it stops being JSON, or which name stands twice in one object."
+    def once(pairs):
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            seen = set()
+            raise InputError(f"{path}: {next(k for k, _ in pairs if k in seen or seen.add(k))!r} stands twice in one object")
+        return out
+    try: return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=once)
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
     except IsADirectoryError: raise InputError(f"{path}: is a folder, not a file") from None
     except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}") from None

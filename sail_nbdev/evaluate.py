@@ -5,7 +5,7 @@
 # %% ../nbs/11_evaluate.ipynb #a229327d
 from __future__ import annotations
 
-import functools, importlib.util, itertools, math, os, shutil, subprocess, sys, threading
+import csv, functools, importlib.util, io, itertools, math, os, shutil, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,11 +17,12 @@ from fastcore.basics import patch
 from fastcore.script import Param
 from tqdm.auto import tqdm
 
-from .core import InputError, command, read_json, write_json
+from .core import InputError, command, read_json, write_json, write_text
 
 # %% auto #0
 __all__ = ['METRICS', 'interval_iou', 'precision_recall', 'uniform_predictions', 'find_java', 'tokenize', 'summable',
-           'meteor_score', 'soda_table', 'soda_matching', 'evaluate', 'sail_eval']
+           'meteor_score', 'soda_table', 'soda_matching', 'evaluate', 'boundary_error', 'semantic_scores', 'sail_eval',
+           'sail_uniform']
 
 # %% ../nbs/11_evaluate.ipynb #704654ed
 def interval_iou(
@@ -115,49 +116,66 @@ def _duration(record: dict, where: str) -> float | None:
         raise InputError(f"{where}: duration={d!r} must be a positive number of seconds")
     return d
 
+# %% ../nbs/11_evaluate.ipynb #1e7c8cba
+def _videos(source, what: str) -> tuple[dict, str]:
+    "The records of a reference file by video, and the file's name; YouCook2's own form is turned into the common one."
+    value, name = _open(source, what)
+    if isinstance(value.get("database"), dict): value = {v: _common_form(o, f"{name}: video {v}") for v, o in value["database"].items()}
+    for vid, record in value.items():
+        if not isinstance(record, dict): raise InputError(f"{name}: video {vid}: must be an object with duration, timestamps and sentences, not {type(record).__name__}")
+    return value, name
+
+# %% ../nbs/11_evaluate.ipynb #34b0273d
+def _common_form(record, where: str) -> dict:
+    "A record of `annotations` with `segment` and `sentence` as one with `timestamps` and `sentences`."
+    rows = record.get("annotations") if isinstance(record, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(o, dict) for o in rows): raise InputError(f"{where}: annotations must be a list of objects with segment and sentence")
+    return {"duration": record.get("duration"), "timestamps": [o.get("segment") for o in rows], "sentences": [o.get("sentence") for o in rows]}
+
 # %% ../nbs/11_evaluate.ipynb #79b62d75
 def _durations(references: list) -> dict[str, float]:
     "Durations of all videos of one or several annotators; the first file that knows a video counts."
     out = {}
     for i, source in enumerate(references):
-        value, name = _open(source, f"references[{i}]")
+        value, name = _videos(source, f"references[{i}]")
         for vid, record in value.items():
-            if not isinstance(record, dict): raise InputError(f"{name}: video {vid}: must be an object with duration, timestamps and sentences")
             d = _duration(record, f"{name}: video {vid}")
             if d is not None: out.setdefault(vid, float(d))
             elif vid not in out: raise InputError(f"{name}: video {vid}: has no duration")
     return out
 
+# %% ../nbs/11_evaluate.ipynb #14cf95be
+def _annotated(record: dict, where: str) -> tuple[np.ndarray, list[str]]:
+    "Checked times and sentences of a record with `timestamps` and `sentences`."
+    times, texts = record.get("timestamps"), record.get("sentences")
+    if not isinstance(times, (list, tuple, np.ndarray)) or len(times) == 0: raise InputError(f"{where}: timestamps must be a list of at least one [start, end]")
+    if not isinstance(texts, (list, tuple)) or len(texts) != len(times): raise InputError(f"{where}: sentences must be a list as long as timestamps ({len(times)})")
+    return _segments([(t, f"timestamps[{j}]", s, f"sentences[{j}]") for j, (t, s) in enumerate(zip(times, texts))], where)
+
 # %% ../nbs/11_evaluate.ipynb #44247c4c
 def _read_reference(source, i: int) -> dict:
     "One annotator as `{video: (times [R,2], sentences [R])}`, checked."
-    value, name = _open(source, f"references[{i}]")
-    out = {}
-    for vid, record in value.items():
-        where = f"{name}: video {vid}"
-        if not isinstance(record, dict): raise InputError(f"{where}: must be an object with duration, timestamps and sentences, not {type(record).__name__}")
-        _duration(record, where)
-        times, texts = record.get("timestamps"), record.get("sentences")
-        if not isinstance(times, (list, tuple, np.ndarray)) or len(times) == 0: raise InputError(f"{where}: timestamps must be a list of at least one [start, end]")
-        if not isinstance(texts, (list, tuple)) or len(texts) != len(times): raise InputError(f"{where}: sentences must be a list as long as timestamps ({len(times)})")
-        out[vid] = _segments([(t, f"timestamps[{j}]", s, f"sentences[{j}]") for j, (t, s) in enumerate(zip(times, texts))], where)
-    if not out: raise InputError(f"{name}: holds no videos")
-    return out
+    value, name = _videos(source, f"references[{i}]")
+    if not value: raise InputError(f"{name}: holds no videos")
+    for vid, record in value.items(): _duration(record, f"{name}: video {vid}")
+    return {vid: _annotated(record, f"{name}: video {vid}") for vid, record in value.items()}
+
+# %% ../nbs/11_evaluate.ipynb #1815d57b
+def _predicted(events, where: str) -> tuple[np.ndarray, list[str]]:
+    "Checked times and sentences of a list of predicted events; the list may be empty."
+    if not isinstance(events, (list, tuple)): raise InputError(f"{where}: must be a list of events with sentence and timestamp, not {type(events).__name__}")
+    for j, o in enumerate(events):
+        if not isinstance(o, dict) or not {"sentence", "timestamp"} <= o.keys(): raise InputError(f"{where}: event {j} must be an object with sentence and timestamp")
+    return _segments([(o["timestamp"], f"event {j}: timestamp", o["sentence"], f"event {j}: sentence") for j, o in enumerate(events)], where)
 
 # %% ../nbs/11_evaluate.ipynb #1cacca3b
 def _read_predictions(source) -> dict:
-    "Predictions as `{video: (times [P,2], sentences [P])}`, checked; bare or under \"results\"."
+    "Predictions as `{video: (times [P,2], sentences [P])}`, checked; bare or under \"results\", or a file of references."
     value, name = _open(source, "predictions")
     value, name = _open(value["results"], f"{name}: results") if "results" in value else (value, name)
     if not value: raise InputError(f"{name}: holds no predictions")
-    out = {}
-    for vid, events in value.items():
-        where = f"{name}: video {vid}"
-        if not isinstance(events, (list, tuple)): raise InputError(f"{where}: must be a list of events with sentence and timestamp, not {type(events).__name__}")
-        for j, o in enumerate(events):
-            if not isinstance(o, dict) or not {"sentence", "timestamp"} <= o.keys(): raise InputError(f"{where}: event {j} must be an object with sentence and timestamp")
-        out[vid] = _segments([(o["timestamp"], f"event {j}: timestamp", o["sentence"], f"event {j}: sentence") for j, o in enumerate(events)], where)
-    return out
+    if all(isinstance(o, dict) and "timestamps" in o for o in value.values()): return {v: _annotated(o, f"{name}: video {v}") for v, o in value.items()}
+    return {v: _predicted(o, f"{name}: video {v}") for v, o in value.items()}
 
 # %% ../nbs/11_evaluate.ipynb #f656b895
 def _segments(rows, where: str):
@@ -747,6 +765,60 @@ def evaluate(
     if per_video: out["per_video"] = _per_video(job)
     return out
 
+# %% ../nbs/11_evaluate.ipynb #5581723f
+def _alignment(sides: dict, seconds: dict, features, embed, n_frames: int) -> dict[str, float]:
+    "Margin and order accuracy of `{video: (times [P,2], sentences [P])}`; nan where no video has two events."
+    import torch
+    from sail_nbdev.data import pad_rows
+    from sail_nbdev.losses import pool
+    from sail_nbdev.masks import hard_mask
+    ids = [v for v, (t, _) in sides.items() if len(t) > 1]
+    words = {s: i for i, s in enumerate(dict.fromkeys(s for v in ids for s in sides[v][1]))}
+    if not ids: return dict(margin=math.nan, order_accuracy=math.nan)
+    table, margins, orders = embed(list(words)).float().cpu(), [], []                                    # [K,D]
+    for i in range(0, len(ids), 64):
+        some = ids[i:i + 64]
+        spans, valid = pad_rows([torch.from_numpy(sides[v][0] / seconds[v]).float().clamp(0, 1) for v in some], max(len(sides[v][0]) for v in some))
+        texts, _ = pad_rows([table[[words[s] for s in sides[v][1]]] for v in some], valid.shape[1])
+        masks = hard_mask(spans.mean(-1), spans[..., 1] - spans[..., 0], n_frames)                       # [B,N,T]
+        unit = torch.nn.functional.normalize
+        s = unit(pool(masks, features.batch(some, n_frames).float()), dim=-1) @ unit(texts, dim=-1).mT   # [B,N,N]
+        own, both = s.diagonal(dim1=1, dim2=2), (valid[:, :, None] & valid[:, None]).triu(1)
+        others = s.masked_fill(~valid[:, None] | torch.eye(s.shape[-1], dtype=torch.bool), -torch.inf).amax(-1)
+        margins.append((own - others)[valid])
+        gain = (own[:, :, None] + own[:, None] - s - s.mT)[both]
+        orders.append((gain > 0).float() + .5 * (gain == 0))
+    return dict(margin=torch.cat(margins).mean().item(), order_accuracy=torch.cat(orders).mean().item())
+
+# %% ../nbs/11_evaluate.ipynb #6faceda7
+def boundary_error(
+    predicted,      # [P,2] seconds, sorted by start
+    annotated,      # [R,2] seconds, sorted by start
+) -> tuple[float, int]:
+    "Sum over the order-preserving matches that overlap of the mean distance of both ends, in seconds, and their number."
+    iou = interval_iou(predicted[:, None], annotated[None])                                              # [P,R]
+    pairs = [(i, j) for i, j in soda_matching(iou) if iou[i, j] > 0]
+    return sum(np.abs(predicted[i] - annotated[j]).mean() for i, j in pairs), len(pairs)
+
+# %% ../nbs/11_evaluate.ipynb #75666094
+def semantic_scores(
+    predictions,            # As in `evaluate`
+    references,             # Likewise; the first annotator of a video counts
+    features,               # `FeatureStore` of the videos
+    embed,                  # Sentences to embeddings [n,D] in the space of the frames: `Encoder.texts`
+    n_frames: int = 128,    # Frames a video is sampled to
+) -> dict:                  # {margin, order_accuracy, boundary_error, matched, n_videos, reference: {margin, order_accuracy}}
+    "What only frames can tell of predictions: margin (cosine), order accuracy (share), boundary error (seconds). `InputError` as in `evaluate`."
+    said, truth = _read_predictions(predictions), {}
+    for i, source in enumerate(_as_list(references)): truth = {**_read_reference(source, i), **truth}
+    seconds = _durations(_as_list(references))
+    ids = [v for v in said if v in truth and v in features]
+    if not ids: raise InputError("no predicted video has both a reference and features")
+    errors = np.array([boundary_error(said[v][0], truth[v][0]) for v in ids])                            # [V,2]
+    total, matched = errors.sum(0)
+    return {**_alignment({v: said[v] for v in ids}, seconds, features, embed, n_frames), "boundary_error": float(total / matched) if matched else math.nan,
+            "matched": float(matched / sum(len(truth[v][0]) for v in ids)), "n_videos": len(ids), "reference": _alignment({v: truth[v] for v in ids}, seconds, features, embed, n_frames)}
+
 # %% ../nbs/11_evaluate.ipynb #f37601d2
 def _print_scores(scores: dict, tious: list) -> None:
     "The table of an `evaluate` result on the terminal, in percent."
@@ -771,6 +843,16 @@ def _complain(scores: dict) -> int:
     if missing: print(f"sail_eval: not computed: {', '.join(missing['metrics'])}; {missing['reason']}", file=sys.stderr)
     return int(bool(unknown or missing))
 
+# %% ../nbs/11_evaluate.ipynb #48fa0d1c
+def _write_videos(rows: dict[str, dict], path: Path) -> None:
+    "One row a video: comma-separated if the file is called so, else JSON."
+    if path.suffix.lower() != ".csv": return write_json(path, rows)
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["video", *next(iter(rows.values()))])
+    for v, o in rows.items(): out.writerow([v, *("" if isinstance(x, float) and math.isnan(x) else x for x in o.values())])
+    write_text(path, text.getvalue())
+
 # %% ../nbs/11_evaluate.ipynb #67731cbe
 @command
 def sail_eval(
@@ -778,12 +860,38 @@ def sail_eval(
     ref: Param("References, one JSON file for each annotator", str, nargs="+"),
     metrics: Param("Comma-separated choice of METEOR, CIDEr, ROUGE_L, BLEU, localization, SODA_c, paragraph; all but paragraph by default", str) = None,
     out: Param("Write all scores to this JSON file", str) = None,
-    per_video: Param("Write the scores of each video to this JSON file", str) = None,
+    per_video: Param("Write the scores of each video to this file, .csv or .json", str) = None,
 ):
     "Score dense video captions against the references of one or several annotators."
     tious = (.3, .5, .7, .9)
     scores = evaluate(pred, list(ref), tious, metrics.split(",") if metrics else None, verbose=sys.stderr.isatty(), per_video=bool(per_video))
-    if per_video: write_json(per_video, scores.pop("per_video"))
+    if per_video: _write_videos(scores.pop("per_video"), Path(per_video))
     if out: write_json(out, scores)
     _print_scores(scores, tious)
     return _complain(scores)
+
+# %% ../nbs/11_evaluate.ipynb #e88b4446
+def _event_numbers(value: str):
+    "`--n_events`: a number, or a file that says one for each video, as counts or as predictions."
+    if value.isdecimal(): return int(value)
+    found = read_json(value)
+    if isinstance(found, dict) and isinstance(found.get("n_events"), dict): return found["n_events"]
+    if isinstance(found, dict) and found and all(isinstance(n, int) for n in found.values()): return found
+    return {v: len(times) for v, (times, _) in _read_predictions(value).items()}
+
+# %% ../nbs/11_evaluate.ipynb #f7e918d0
+@command
+def sail_uniform(
+    ref: Param("Reference files: only ids and durations are read", str, nargs="+"),
+    out: Param("Predictions to write, a JSON file", str) = None,
+    n_events: Param("Events of each video: a number, a counts file, or predictions that say how many", str) = "3",
+    k: Param("Width of an event in units of 1/N", float) = 1.0,
+):
+    "Write the layout that looks at nothing as predictions, for `sail_eval`."
+    if out is None: raise InputError("--out must be given")
+    n, durations = _event_numbers(n_events), _durations(list(ref))
+    lost = [v for v in durations if isinstance(n, dict) and v not in n]
+    results = uniform_predictions([{v: {"duration": d} for v, d in durations.items() if v not in lost}], n, k)
+    write_json(out, results)
+    print(f"{sum(map(len, results['results'].values()))} events of {len(results['results'])} videos in {out}" + (f"; {len(lost)} videos have no number of events and were left out" if lost else ""))
+    return 0
