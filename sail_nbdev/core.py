@@ -16,8 +16,8 @@ from fastcore.script import call_parse
 
 # %% auto #0
 __all__ = ['PRESETS', 'METHODS', 'COLORS', 'TOY_REASONS', 'Event', 'Video', 'InputError', 'command', 'Config', 'save_config',
-           'load_config', 'atomic_path', 'write_text', 'write_json', 'read_json', 'writable_dir', 'derive_seed',
-           'set_seed', 'pick_device', 'plot_style']
+           'load_config', 'atomic_path', 'write_text', 'write_json', 'read_json', 'read_lines', 'writable_dir',
+           'derive_seed', 'set_seed', 'pick_device', 'plot_style']
 
 # %% ../nbs/00_core.ipynb #a08d7e8c
 @dataclass(frozen=True)
@@ -280,6 +280,19 @@ def read_json(path: str | Path):
     except IsADirectoryError: raise InputError(f"{path}: is a folder, not a file") from None
     except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}") from None
     except json.JSONDecodeError as e: raise InputError(f"{path}: not JSON at line {e.lineno}, column {e.colno} ({e.msg})") from None
+
+# %% ../nbs/00_core.ipynb #9f485ce1
+def read_lines(path: str | Path) -> list:
+    "Read a file of one JSON value a line, empty lines left out; an `InputError` as for `read_json`, with the line."
+    try: lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError: raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError: raise InputError(f"{path}: is a folder, not a file") from None
+    except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}") from None
+    out = []
+    for i, line in enumerate(lines, 1):
+        try: out += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as e: raise InputError(f"{path}: not JSON at line {i}, column {e.colno} ({e.msg})") from None
+    return out
 
 # %% ../nbs/00_core.ipynb #51885ee5
 def writable_dir(path: str | Path) -> Path:

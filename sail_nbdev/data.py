@@ -5,17 +5,18 @@
 # %% ../nbs/01_data.ipynb #2b3f463b
 from __future__ import annotations
 
-import math
+import itertools, math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from .core import Config, InputError, Video, derive_seed, read_json
+from .core import Config, InputError, Video, derive_seed, plot_style, read_json, read_lines
 
 # %% auto #0
-__all__ = ['NO_CAPTION', 'clean_caption', 'read_annotations', 'annotation_files', 'sample_frames', 'Batch', 'pad_rows',
-           'DeviceData', 'batches', 'derive_settings', 'plain_preset']
+__all__ = ['NO_CAPTION', 'clean_caption', 'common_form', 'read_records', 'read_annotations', 'annotation_files',
+           'annotation_stats', 'plot_stats', 'sample_frames', 'Batch', 'pad_rows', 'DeviceData', 'batches',
+           'derive_settings', 'plain_preset']
 
 # %% ../nbs/01_data.ipynb #1e8e24e5
 NO_CAPTION = "None."    # what a video without captions says (released code)
@@ -24,6 +25,38 @@ def clean_caption(text: str) -> str:
     "A caption as the captioner learns it: stripped, capitalised (which lower-cases the rest), with a final period (released code)."
     text = text.strip().capitalize()
     return text if text.endswith(".") or not text else text + "."
+
+# %% ../nbs/01_data.ipynb #d0e4ae2b
+def _youcook_record(record, where: str) -> dict:
+    "A record with `annotations` of `segment` and `sentence` as one with `timestamps` and `sentences`."
+    rows = record.get("annotations") if isinstance(record, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(o, dict) for o in rows): raise InputError(f"{where}: annotations must be a list of objects with segment and sentence")
+    return {"duration": record.get("duration"), "subset": record.get("subset"), "timestamps": [o.get("segment") for o in rows], "sentences": [o.get("sentence") for o in rows]}
+
+# %% ../nbs/01_data.ipynb #e372adb0
+def common_form(
+    value,          # What a JSON file holds
+    where: str,     # Its name, for messages
+) -> dict[str, dict]:
+    "The records of an annotation file by video, in the common form. `InputError` if it has none of the forms."
+    if not isinstance(value, dict): raise InputError(f"{where}: the top level must be an object with one entry for each video, not {type(value).__name__}")
+    if isinstance(value.get("database"), dict): value = {v: _youcook_record(o, f"{where}: video {v}") for v, o in value["database"].items()}
+    for vid, record in value.items():
+        if not isinstance(record, dict): raise InputError(f"{where}: video {vid}: must be an object with duration, timestamps and sentences, not {type(record).__name__}")
+    return value
+
+# %% ../nbs/01_data.ipynb #9ba7abb5
+def read_records(
+    path: str | Path,   # A file in one of the three forms
+) -> dict[str, dict]:
+    "The records of an annotation file by video, in the common form; nothing in them is checked yet. `InputError` as for `read_annotations`."
+    if Path(path).suffix.lower() != ".jsonl": return common_form(read_json(path), str(path))
+    out = {}
+    for i, row in enumerate(read_lines(path), 1):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"]: raise InputError(f"{path}: line {i}: must be an object with an id")
+        if row["id"] in out: raise InputError(f"{path}: line {i}: video {row['id']!r} stands twice")
+        out[row["id"]] = {**row, "sentences": row.get("captions")}
+    return out
 
 # %% ../nbs/01_data.ipynb #87799132
 def _read_intervals(vid: str, rec: dict, n: int, where: str) -> tuple[tuple[float, float], ...]:
@@ -45,24 +78,55 @@ def _read_video(vid: str, rec, where: str, intervals: bool) -> Video:
 
 # %% ../nbs/01_data.ipynb #e9dae0d7
 def read_annotations(
-    path: str | Path,           # A JSON file, `{vid: {"duration", "sentences"[, "timestamps"]}}`
+    path: str | Path,           # A file in one of the three forms
     intervals: bool = False,    # Read the time stamps too? Only for scoring
+    subset: str | None = None,  # Only the videos of this `subset`, as YouCook2's own file names them
 ) -> dict[str, Video]:
     "The videos of an annotation file, captions in file order. Raises `InputError` naming file, video and field."
-    data = read_json(path)
-    if not isinstance(data, dict) or not data: raise InputError(f"{path}: must be a JSON object with at least one video")
-    return {vid: _read_video(vid, rec, str(path), intervals) for vid, rec in data.items()}
+    found = {v: o for v, o in read_records(path).items() if subset is None or o.get("subset") == subset}
+    if not found: raise InputError(f"{path}: must hold at least one video" + (f" of subset {subset!r}" if subset else ""))
+    return {vid: _read_video(vid, rec, str(path), intervals) for vid, rec in found.items()}
 
 # %% ../nbs/01_data.ipynb #42be209c
 def annotation_files(
     folder: str | Path,     # A data folder
     split: str,             # train, val, …
 ) -> list[Path]:
-    "`annotations/SPLIT.json`, or one file for each annotator, `SPLIT_1.json`, `SPLIT_2.json`, …; an `InputError` if there is neither."
+    "`annotations/SPLIT.json` (or `.jsonl`), or one file for each annotator, `SPLIT_1.json`, `SPLIT_2.json`, …; an `InputError` if there is none."
     at = Path(folder)/"annotations"
-    files = [p for p in [at/f"{split}.json"] if p.exists()] or sorted(at.glob(f"{split}_[0-9].json"))
+    files = [p for p in (at/f"{split}.json", at/f"{split}.jsonl") if p.exists()][:1] or sorted(at.glob(f"{split}_[0-9].json"))
     if not files: raise InputError(f"{at/f'{split}.json'}: no such file, and no {split}_1.json beside it")
     return files
+
+# %% ../nbs/01_data.ipynb #2d37ef78
+def annotation_stats(
+    videos: dict[str, Video],   # From `read_annotations`
+) -> dict[str, float]:
+    "Counts and means of a set: videos, captions, events a video, seconds, words, gaps; with time stamps also the share of a segment and broken orders."
+    n = np.array([len(o.captions) for o in videos.values()])
+    out = dict(videos=len(n), captions=int(n.sum()), mean_events=float(n.mean()), least_events=int(n.min()), most_events=int(n.max()),
+               mean_words=float(np.mean([len(c.split()) for o in videos.values() for c in o.captions])), gaps=int(np.maximum(n - 1, 0).sum()))
+    seconds = [o.duration for o in videos.values() if o.duration]
+    if seconds: out.update(mean_seconds=float(np.mean(seconds)), median_seconds=float(np.median(seconds)))
+    timed = [o for o in videos.values() if o.intervals]
+    if timed and len(seconds) == len(n):
+        out["mean_segment_share"] = float(np.mean([(e - s) / o.duration for o in timed for s, e in o.intervals]))
+        out["order_violations"] = sum(any(sum(a) > sum(b) for a, b in itertools.pairwise(o.intervals)) for o in timed)
+    return out
+
+# %% ../nbs/01_data.ipynb #b08aae1e
+def plot_stats(
+    videos: dict[str, Video],   # From `read_annotations`
+):
+    "Histograms of events a video, seconds a video, and words a caption. Returns the figure."
+    import matplotlib.pyplot as plt
+    plot_style()
+    values = {"events of a video": [len(o.captions) for o in videos.values()], "seconds of a video": [o.duration for o in videos.values() if o.duration], "words of a caption": [len(c.split()) for o in videos.values() for c in o.captions]}
+    fig, axes = plt.subplots(1, 3, figsize=(9, 2))
+    for ax, (name, v) in zip(axes, values.items()):
+        if v: ax.hist(v, bins=np.arange(min(v), max(v) + 2) - .5 if name != "seconds of a video" else 30, color="#3b7dd8")
+        ax.set(xlabel=name)
+    return fig
 
 # %% ../nbs/01_data.ipynb #2be5763c
 def sample_frames(
@@ -196,8 +260,8 @@ def derive_settings(
     V, words = len(videos), [sum(len(c.split()) for c in o.captions) for o in videos.values()]
     N = max(2, _covering(len(o.captions) for o in videos.values()))
     tokens = max(128, 32 * math.ceil((1.25 * _covering(words) + 5) / 32))
-    batches_, per_update = math.ceil(V / 8), max(1, min(8, V // (8 * 20)))
-    updates = math.ceil(batches_ / per_update)
+    n_batches, per_update = math.ceil(V / 8), max(1, min(8, V // (8 * 20)))
+    updates = math.ceil(n_batches / per_update)
     epochs = max(10, min(30, math.ceil(200 / updates)))
     like = "YouCook2" if V < (1333 * 10009)**.5 else "ActivityNet"
     T, why_T = _derive_frames(videos, 1000 - tokens)

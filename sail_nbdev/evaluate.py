@@ -18,6 +18,7 @@ from fastcore.script import Param
 from tqdm.auto import tqdm
 
 from .core import InputError, command, read_json, write_json, write_text
+from .data import common_form, read_records
 
 # %% auto #0
 __all__ = ['METRICS', 'interval_iou', 'precision_recall', 'uniform_predictions', 'find_java', 'tokenize', 'summable',
@@ -118,19 +119,9 @@ def _duration(record: dict, where: str) -> float | None:
 
 # %% ../nbs/11_evaluate.ipynb #1e7c8cba
 def _videos(source, what: str) -> tuple[dict, str]:
-    "The records of a reference file by video, and the file's name; YouCook2's own form is turned into the common one."
-    value, name = _open(source, what)
-    if isinstance(value.get("database"), dict): value = {v: _common_form(o, f"{name}: video {v}") for v, o in value["database"].items()}
-    for vid, record in value.items():
-        if not isinstance(record, dict): raise InputError(f"{name}: video {vid}: must be an object with duration, timestamps and sentences, not {type(record).__name__}")
-    return value, name
-
-# %% ../nbs/11_evaluate.ipynb #34b0273d
-def _common_form(record, where: str) -> dict:
-    "A record of `annotations` with `segment` and `sentence` as one with `timestamps` and `sentences`."
-    rows = record.get("annotations") if isinstance(record, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(o, dict) for o in rows): raise InputError(f"{where}: annotations must be a list of objects with segment and sentence")
-    return {"duration": record.get("duration"), "timestamps": [o.get("segment") for o in rows], "sentences": [o.get("sentence") for o in rows]}
+    "The records of a reference file by video, in the common form, and the file's name."
+    if isinstance(source, (str, Path)): return read_records(source), str(source)
+    return common_form(source, what), what
 
 # %% ../nbs/11_evaluate.ipynb #79b62d75
 def _durations(references: list) -> dict[str, float]:

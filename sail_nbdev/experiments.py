@@ -171,7 +171,7 @@ def published_table(
     "The published scores of a data set, or of SAIL's component ablation on ActivityNet. BLEU is BLEU-4 on ActivityNet and the mean of BLEU-1 to 4 on YouCook2."
     if name not in PUBLISHED: raise InputError(f"published numbers: {name!r} is not one of {', '.join(PUBLISHED)}")
     rows = PUBLISHED[name]
-    used = [i for i in range(len(_COLUMNS)) if any(vs[i] is not None for vs in rows.values())]
+    used = [i for i in (7, 5, 6, 0, 1, 2, 3, 4) if any(vs[i] is not None for vs in rows.values())]         # F1, recall and precision first
     return markdown_table(["", *(_COLUMNS[i] for i in used)], [[n, *("–" if vs[i] is None else f"{vs[i]:.2f}" for i in used)] for n, vs in rows.items()])
 
 # %% ../nbs/14_experiments.ipynb #73796864

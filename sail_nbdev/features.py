@@ -17,7 +17,7 @@ from fastcore.script import Param
 from tqdm.auto import tqdm
 
 from .core import InputError, atomic_path, command, pick_device, read_json, writable_dir, write_json, write_text
-from .data import annotation_files, clean_caption, read_annotations, sample_frames
+from .data import annotation_files, clean_caption, read_annotations, read_records, sample_frames
 
 # %% auto #0
 __all__ = ['iter_frames', 'decode_video', 'hub_or_cache', 'Encoder', 'FeatureStore', 'encode_video', 'extract', 'encode_captions',
@@ -610,27 +610,38 @@ def encode_texts(
     if (folder/"features").is_dir():
         store = FeatureStore(folder/"features")
         _same_making(store, **{k: v for k, v in encoder.meta.items() if k in store.meta})
-    videos = read_annotations(folder/"annotations"/"train.json")
+    videos = read_annotations(annotation_files(folder, "train")[0])
     todo = {"text": {v: [clean_caption(c) for c in o.captions] for v, o in videos.items()}}
     if (folder/"synthetic.json").exists(): todo["synthetic_text"] = read_json(folder/"synthetic.json")
     return {name: encode_captions(captions, FeatureStore.create(folder/name, **encoder.meta), encoder) for name, captions in todo.items()}
+
+# %% ../nbs/02_features.ipynb #e499660d
+def _listed(path: Path) -> dict[str, Path]:
+    "Files by id of a list with `id` and `path` in each line; relative paths start at the list."
+    rows = read_records(path)
+    for v, o in rows.items():
+        if not isinstance(o.get("path"), str) or not o["path"]: raise InputError(f"{path}: video {v}: needs the path of its file")
+    return {v: path.parent/o["path"] for v, o in rows.items()}
 
 # %% ../nbs/02_features.ipynb #7677ad0a
 _SUFFIXES = set(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .mts .m2ts .flv .wmv .3gp .ogv .gif".split())
 
 def find_videos(
-    paths: list[str],       # Files, folders (searched with their subfolders) and patterns such as "clips/*.mp4"
-) -> dict[str, Path]:       # Files by id, their names without ending
+    paths: list[str],       # Files, folders (searched with their subfolders), patterns such as "clips/*.mp4", and lists `.jsonl` with `id` and `path`
+) -> dict[str, Path]:       # Files by id: their names without ending, or what a list calls them
     "The video files that `paths` mean, in order. Raises `InputError` for what is not there, a folder without videos, and two files with one id."
-    files = []
+    files, listed = [], {}
     for p in paths:
         found = [Path(p)] if os.path.exists(p) else sorted(map(Path, glob.glob(p, recursive=True)))
         if not found: raise InputError(f"{p}: " + ("no file matches" if glob.has_magic(p) else "no such file or folder"))
         for f in found:
+            if f.suffix.lower() == ".jsonl": listed.update(_listed(f)); continue
             inside = sorted(q for q in f.rglob("*") if q.suffix.lower() in _SUFFIXES and q.is_file()) if f.is_dir() else [f]
             if not inside: raise InputError(f"{f}: no video in this folder (looked for {' '.join(sorted(_SUFFIXES))})")
             files += inside
-    return _named(files)
+    named = _named(files)
+    if twice := named.keys() & listed.keys(): raise InputError(f"{named[min(twice)]} and {listed[min(twice)]}: would both be stored as {min(twice)!r}; rename one")
+    return {**named, **listed}
 
 # %% ../nbs/02_features.ipynb #15b66342
 def _extract_and_tell(jobs, store, encoder, fps, workers, batch_size) -> dict:

@@ -38,13 +38,13 @@ def load_training_data(
     device: str = "cpu",
 ):
     "`DeviceData` of the training split. An `InputError` names what is missing and the command that makes it."
-    from sail_nbdev.data import DeviceData, read_annotations
+    from sail_nbdev.data import DeviceData, annotation_files, read_annotations
     from sail_nbdev.features import FeatureStore
     folder = Path(folder)
     def store(name, how):
         if not (folder/name).is_dir(): raise InputError(f"{folder/name}: no such store; {how}")
         return FeatureStore(folder/name)
-    videos = read_annotations(folder/"annotations"/"train.json")
+    videos = read_annotations(annotation_files(folder, "train")[0])
     features = store("features", "make it with sail_features")
     texts = store("text", "make it with sail_features --texts") if config.sim_weight else None
     if not (config.aug_weight or config.sim_weight and config.hard_negatives): return DeviceData(videos, features, config, texts, device=device)
