@@ -5,7 +5,7 @@
 # %% ../nbs/02_features.ipynb #8a8b4822
 from __future__ import annotations
 
-import glob, hashlib, json, os, queue, threading, warnings
+import functools, glob, hashlib, json, os, queue, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from .data import annotation_files, clean_caption, read_annotations, read_record
 
 # %% auto #0
 __all__ = ['iter_frames', 'decode_video', 'hub_or_cache', 'Encoder', 'FeatureStore', 'encode_video', 'extract', 'encode_captions',
-           'encode_texts', 'find_videos', 'sail_features']
+           'encode_texts', 'import_arrays', 'export_arrays', 'find_videos', 'sail_features']
 
 # %% ../nbs/02_features.ipynb #36af1c9d
 def _open(path: Path):
@@ -615,6 +615,74 @@ def encode_texts(
     if (folder/"synthetic.json").exists(): todo["synthetic_text"] = read_json(folder/"synthetic.json")
     return {name: encode_captions(captions, FeatureStore.create(folder/name, **encoder.meta), encoder) for name, captions in todo.items()}
 
+# %% ../nbs/02_features.ipynb #3e4ad5e6
+def _load_array(path: Path):
+    "The array in an `.npy` file, or the one in an `.npz`: the only one, or the one called `features`."
+    found = np.load(path, allow_pickle=False)
+    if isinstance(found, np.ndarray): return found
+    with found:
+        if len(found.files) != 1 and "features" not in found.files: raise InputError(f"{path}: holds {len(found.files)} arrays, none called 'features'")
+        return found["features" if "features" in found.files else found.files[0]]
+
+# %% ../nbs/02_features.ipynb #709e6061
+def _load_h5(path: Path, id: str):
+    "The matrix of one video in an `.h5` file: a data set, or a group with a single one in it."
+    import h5py
+    with h5py.File(path, "r") as f:
+        found = f[id]
+        if isinstance(found, h5py.Group):
+            if len(found) != 1: raise InputError(f"{path}: {id}: holds {len(found)} data sets, not one")
+            found = found[next(iter(found))]
+        return found[()]
+
+# %% ../nbs/02_features.ipynb #f5d97828
+def _arrays(source: Path) -> dict[str, tuple]:
+    "Id -> (what was looked at, how to load it)."
+    if source.is_dir():
+        files = [p for p in sorted(source.rglob("*")) if p.suffix.lower() in (".npy", ".npz")]
+        if not files: raise InputError(f"{source}: no .npy or .npz in this folder")
+        return {id: (_source(p), functools.partial(_load_array, p)) for id, p in _named(files).items()}
+    if source.suffix.lower() not in (".h5", ".hdf5") or not source.is_file(): raise InputError(f"{source}: neither a folder of .npy and .npz nor an .h5 file")
+    try: import h5py
+    except ImportError: raise InputError(f"{source}: reading .h5 needs h5py: pip install h5py") from None
+    try:
+        with h5py.File(source, "r") as f: return {id: (_source(source), functools.partial(_load_h5, source, id)) for id in f}
+    except OSError as e: raise InputError(f"{source}: not an HDF5 file ({e})") from None
+
+# %% ../nbs/02_features.ipynb #5cff192a
+def _array_width(source: Path) -> int:
+    "The number of columns of the first matrix that can be read. `InputError` if there is none."
+    for _, load in _arrays(source).values():
+        try: shape = np.shape(load())
+        except (InputError, ValueError, OSError, EOFError): continue
+        if len(shape) == 2: return shape[1]
+    raise InputError(f"{source}: holds no matrix [S,D]")
+
+# %% ../nbs/02_features.ipynb #691af4bb
+def import_arrays(
+    source: str | Path,     # A folder of `.npy` and `.npz`, or an `.h5` file
+    store: FeatureStore,    # Where the matrices go
+    progress: bool = True,  # Show a bar
+) -> dict:                  # {"done": [ids], "skipped": [ids], "failed": {id: reason}}
+    "Take over features that others made. What is there and came from a file of the same size is skipped; failures are named and the rest goes on."
+    said = {"done": [], "skipped": [], "failed": {}}
+    jobs = _arrays(Path(source))
+    log = _FailureLog(store.folder/"failed.jsonl", jobs)
+    for id, (about, load) in tqdm(jobs.items(), unit="video", desc="arrays", disable=not progress, leave=False):
+        if store.source(id) == about: said["skipped"].append(id); continue
+        try: store.add(id, load(), about); said["done"].append(id)
+        except (InputError, ValueError, OSError, EOFError) as e: said["failed"][id] = log.add(id, source, e)
+    return said
+
+# %% ../nbs/02_features.ipynb #9e5eccdb
+def export_arrays(
+    store: FeatureStore,
+    folder: str | Path,     # Gets one `ID.npy` for each video
+) -> None:
+    "The matrices of a store as `.npy` files [S,D], fp32, each whole or not at all; ids that are no file names are percent-encoded."
+    for id in store.ids():
+        with atomic_path(writable_dir(folder)/f"{quote(id, safe=' ')}.npy") as tmp, open(tmp, "wb") as f: np.save(f, store._row(id)[0], allow_pickle=False)
+
 # %% ../nbs/02_features.ipynb #e499660d
 def _listed(path: Path) -> dict[str, Path]:
     "Files by id of a list with `id` and `path` in each line; relative paths start at the list."
@@ -643,10 +711,9 @@ def find_videos(
     if twice := named.keys() & listed.keys(): raise InputError(f"{named[min(twice)]} and {listed[min(twice)]}: would both be stored as {min(twice)!r}; rename one")
     return {**named, **listed}
 
-# %% ../nbs/02_features.ipynb #15b66342
-def _extract_and_tell(jobs, store, encoder, fps, workers, batch_size) -> dict:
-    "`extract`, and what it did in words; returns what failed."
-    said = extract(jobs, store, encoder, fps, workers, batch_size)
+# %% ../nbs/02_features.ipynb #4e514a1d
+def _tell(said: dict, store) -> dict:
+    "Print what was done in words; returns what failed."
     print(f"{len(said['done'])} videos done, {len(said['skipped'])} were there already, {len(said['failed'])} failed; {len(store)} in {store.folder}")
     for reason in said["failed"].values(): print(f"  failed: {reason}")
     return said["failed"]
@@ -657,6 +724,7 @@ def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
     out: str = None,                 # Feature store to make or to continue
     texts: str = None,               # Data folder whose captions are embedded, for training
+    arrays: str = None,              # Folder of .npy and .npz, or an .h5 file, taken over into --out as it is
     model: str = "ViT-L-14",         # open_clip model, or a folder with one
     pretrained: str = "openai",      # Its weights: a name, a file, or none for random ones
     fps: float = 1.0,                # Frames a second
@@ -665,12 +733,19 @@ def sail_features(
     batch_size: int = 16,            # Frames encoded at a time
 ) -> int:                            # 0 all well, 1 some videos failed
     "Decode videos, encode their frames (and, for training, captions) with CLIP and keep the features; goes on where it stopped."
-    if not (paths or texts): raise InputError("nothing to do: give videos with --out, or a data folder with --texts")
-    if paths and not out: raise InputError("--out STORE is needed: the folder the features go to")
+    if not (paths or texts or arrays): raise InputError("nothing to do: give videos with --out, arrays with --out, or a data folder with --texts")
+    if (paths or arrays) and not out: raise InputError("--out STORE is needed: the folder the features go to")
     if texts: annotation_files(texts, "train")
     jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
-    encoder, failed = Encoder(model, pretrained, device=device or None), {}
-    if jobs: failed = _extract_and_tell(jobs, FeatureStore.create(out, **encoder.meta, fps=fps), encoder, fps, workers or None, batch_size)
+    failed = {}
+    if arrays:
+        store = FeatureStore(out) if (Path(out)/"store.json").exists() else FeatureStore.create(out, model=model, pretrained=pretrained, fps=fps, dim=_array_width(Path(arrays)))
+        failed |= _tell(import_arrays(arrays, store), store)
+    if not (jobs or texts): return int(bool(failed))
+    encoder = Encoder(model, pretrained, device=device or None)
+    if jobs:
+        store = FeatureStore.create(out, **encoder.meta, fps=fps)
+        failed |= _tell(extract(jobs, store, encoder, fps, workers or None, batch_size), store)
     if texts:
         for name, said in encode_texts(texts, encoder).items(): print(f"{len(said['done'])} videos with captions done, {len(said['skipped'])} were there already, {said['truncated']} captions cut; {Path(texts)/name}")
     return int(bool(failed))

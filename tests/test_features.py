@@ -301,3 +301,32 @@ def test_help_is_quick(tmp_path):
     assert r.returncode == 0 and "--pretrained" in r.stdout and time.time() - begin < 2
     r = subprocess.run([sys.executable, "-c", "import sys, sail_nbdev.features; print([m for m in ('torch','open_clip','av','transformers','matplotlib') if m in sys.modules])"], capture_output=True, text=True)
     assert r.stdout.strip() == "[]"
+
+
+# -- features that others made
+
+def test_arrays_from_the_command_and_from_one_h5_file(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    made = {f"v_{i}": rng.normal(size=(5 + i, 6)).astype(np.float32) for i in range(4)}
+    (tmp_path/"npy").mkdir()
+    for v, a in made.items(): np.save(tmp_path/"npy"/f"{v}.npy", a)
+    with h5py.File(tmp_path/"all.h5", "w") as f:
+        for v, a in list(made.items())[:2]: f[v] = a
+        f["v_2/c3d_features"] = made["v_2"]                                    # as ActivityNet's C3D features were handed round
+        f["v_3/a"], f["v_3/b"] = made["v_3"], made["v_3"]
+    def run(*args): return subprocess.run([str(Path(sys.executable).parent/"sail_features"), *map(str, args)], capture_output=True, text=True)
+    r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one")
+    assert r.returncode == 0 and "4 videos done" in r.stdout, r.stderr
+    store = FeatureStore(tmp_path/"one")
+    assert store.meta == dict(model="ViT-L-14", pretrained="openai", fps=1.0, dim=6) and store.verify() == []
+    for v, a in made.items(): np.testing.assert_array_equal(store[v].numpy(), a)
+    r = run("--arrays", tmp_path/"all.h5", "--out", tmp_path/"two")
+    assert r.returncode == 1 and "v_3: holds 2 data sets, not one" in r.stdout, r.stdout + r.stderr
+    for v in ("v_0", "v_1", "v_2"): np.testing.assert_array_equal(FeatureStore(tmp_path/"two")[v].numpy(), made[v])
+    assert "v_3" in (tmp_path/"two"/"failed.jsonl").read_text()
+    for wrong, says in ((tmp_path/"nowhere", "neither a folder"), (tmp_path/"one"/"shards", "no .npy or .npz")):
+        r = run("--arrays", wrong, "--out", tmp_path/"three")
+        assert r.returncode == 2 and says in r.stderr and not (tmp_path/"three").exists()
+    (tmp_path/"bad.h5").write_bytes(b"not hdf5")
+    assert "not an HDF5 file" in run("--arrays", tmp_path/"bad.h5", "--out", tmp_path/"three").stderr
