@@ -105,7 +105,7 @@ def annotation_stats(
     "Counts and means of a set: videos, captions, events a video, seconds, words, gaps; with time stamps also the share of a segment and broken orders."
     n = np.array([len(o.captions) for o in videos.values()])
     out = dict(videos=len(n), captions=int(n.sum()), mean_events=float(n.mean()), least_events=int(n.min()), most_events=int(n.max()),
-               mean_words=float(np.mean([len(c.split()) for o in videos.values() for c in o.captions])), gaps=int(np.maximum(n - 1, 0).sum()))
+               mean_words=sum(len(c.split()) for o in videos.values() for c in o.captions) / max(1, int(n.sum())), gaps=int(np.maximum(n - 1, 0).sum()))
     seconds = [o.duration for o in videos.values() if o.duration]
     if seconds: out.update(mean_seconds=float(np.mean(seconds)), median_seconds=float(np.median(seconds)))
     timed = [o for o in videos.values() if o.intervals]

@@ -5,7 +5,7 @@
 # %% ../nbs/11_evaluate.ipynb #a229327d
 from __future__ import annotations
 
-import csv, functools, importlib.util, io, itertools, math, os, shutil, subprocess, sys, threading
+import csv, functools, importlib.util, io, itertools, math, os, re, shutil, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -496,10 +496,10 @@ class _Meteor:
         self.n, self.verbose, self.processes = min(4, os.cpu_count() or 1, 1 + n_pairs // 6000), verbose, []
 
     def __enter__(self):
-        cmd = _java("meteor/meteor-1.5.jar", "1G", "Meteor", "-", "-", "-stdio", "-l", "en", "-norm")
+        cmd = _java("meteor/meteor-1.5.jar", "1G", "Meteor", "-", "-", "-stdio", "-l", "en")
         self.pool = ThreadPoolExecutor(self.n)
         try:
-            for _ in range(self.n): self.processes.append(subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
+            for i in range(self.n): self.processes.append(subprocess.Popen(cmd + ([] if i else ["-norm"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
         except BaseException: self.__exit__(); raise
         return self
 
@@ -530,12 +530,25 @@ def _meteor_line(refs: list[str], hyp: str) -> str:
     "One question in the program's form; three bars in the hypothesis would be read as its end."
     return f"SCORE ||| {' ||| '.join(refs)} ||| {hyp.replace('|||', '').replace('  ', ' ')}\n"
 
+# %% ../nbs/11_evaluate.ipynb #68b2c707
+_LETTERS = re.compile(r"SCORE \|\|\| [a-z]+(?: [a-z]+)* \|\|\| [a-z]+(?: [a-z]+)*\n")
+
+def _share_out(lines: list[str], n: int, cost: float = 1.9) -> list[np.ndarray]:
+    "Numbers of the lines for each of n processes. The first, which needs `cost` times as long for a line, gets all that are more than letters."
+    plain = np.array([bool(_LETTERS.fullmatch(line)) for line in lines], bool)
+    hard, rest = np.flatnonzero(~plain), np.flatnonzero(plain)
+    m = n - 1
+    k = len(rest) if not m else int(np.clip((len(rest) - cost * m * len(hard)) / (1 + cost * m), 0, len(rest)))       # then all end at once
+    first = np.diff(np.arange(len(rest) + 1) * k // max(1, len(rest))) > 0                                            # k of them, evenly spread
+    return [np.sort(np.concatenate([hard, rest[first]])), *(rest[~first][i::m] for i in range(m))]
+
 # %% ../nbs/11_evaluate.ipynb #938b423b
 @patch
 def start(self: _Meteor, lines: list[str]) -> None:
     "Begin to score these lines, shared among the processes. Once only: they read to the end of their input."
     self.bar = tqdm(total=len(lines), desc="METEOR", disable=not self.verbose, leave=False)
-    self.answers = [self.pool.submit(_ask, p, lines[i::self.n], self.bar.update) for i, p in enumerate(self.processes)]
+    self.shares = _share_out(lines, self.n)
+    self.answers = [self.pool.submit(_ask, p, [lines[i] for i in share], self.bar.update) for p, share in zip(self.processes, self.shares)]
 
 # %% ../nbs/11_evaluate.ipynb #ca6da44f
 @patch
@@ -544,7 +557,7 @@ def stats(self: _Meteor) -> np.ndarray:
     parts = [np.array(b" ".join(o.result()).split(), float).reshape(-1, 23) for o in self.answers]
     self.bar.close()
     out = np.empty((sum(map(len, parts)), 23))
-    for i, part in enumerate(parts): out[i::self.n] = part
+    for share, part in zip(self.shares, parts): out[share] = part
     return out
 
 # %% ../nbs/11_evaluate.ipynb #001b04e4

@@ -47,10 +47,9 @@ def predict_events(
     video, event = (torch.arange(masks.shape[1], device=n.device) < n[:, None]).nonzero().T        # all events, video by video
     rows = zip(video.split(batch_size), event.split(batch_size))
     texts = [t for v, i in rows for t in model.captioner.write(frames[v] * masks[v, i][..., None], MASK)]
-    out = [[] for _ in frames]
+    out, c, w = [[] for _ in frames], centers.tolist(), widths.tolist()
     for v, i, text in zip(video.tolist(), event.tolist(), texts):
-        start, end = (round(t, 2) for t in times[v][i])
-        out[v].append(dict(sentence=text.split("events:", 1)[-1].strip(), timestamp=[start, end], center=centers[v, i].item(), width=widths[v, i].item()))
+        out[v].append(dict(sentence=text.split("events:", 1)[-1].strip(), timestamp=[round(t, 2) for t in times[v][i]], center=c[v][i], width=w[v][i]))
     return out
 
 # %% ../nbs/10_predict.ipynb #8e62ceaa
