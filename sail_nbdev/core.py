@@ -267,32 +267,34 @@ def write_json(path: str | Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 # %% ../nbs/00_core.ipynb #b5903841
-def read_json(path: str | Path):
-    "Read a JSON file; an `InputError` says that it is missing, not UTF-8, where it stops being JSON, or which name stands twice in one object."
+def _read_text(path: str | Path) -> str:
+    "The text of a UTF-8 file; an `InputError` says that it is missing, a folder, or where it is not UTF-8."
+    try: return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError: raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError: raise InputError(f"{path}: is a folder, not a file") from None
+    except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}") from None
+
+# %% ../nbs/00_core.ipynb #b6739c50
+def _parse_json(text: str, path: str | Path, line: int = 1):
+    "The JSON value of `text`, which begins at `line` of `path`; an `InputError` says where it stops being JSON, or which name stands twice in one object."
     def once(pairs):
         out = dict(pairs)
         if len(out) < len(pairs):
             seen = set()
             raise InputError(f"{path}: {next(k for k, _ in pairs if k in seen or seen.add(k))!r} stands twice in one object")
         return out
-    try: return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=once)
-    except FileNotFoundError: raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError: raise InputError(f"{path}: is a folder, not a file") from None
-    except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}") from None
-    except json.JSONDecodeError as e: raise InputError(f"{path}: not JSON at line {e.lineno}, column {e.colno} ({e.msg})") from None
+    try: return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as e: raise InputError(f"{path}: not JSON at line {e.lineno + line - 1}, column {e.colno} ({e.msg})") from None
+
+# %% ../nbs/00_core.ipynb #8bb289f4
+def read_json(path: str | Path):
+    "Read a JSON file; an `InputError` says that it is missing, not UTF-8, where it stops being JSON, or which name stands twice in one object."
+    return _parse_json(_read_text(path), path)
 
 # %% ../nbs/00_core.ipynb #9f485ce1
 def read_lines(path: str | Path) -> list:
-    "Read a file of one JSON value a line, empty lines left out; an `InputError` as for `read_json`, with the line."
-    try: lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError: raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError: raise InputError(f"{path}: is a folder, not a file") from None
-    except UnicodeDecodeError as e: raise InputError(f"{path}: not UTF-8 at byte {e.start}") from None
-    out = []
-    for i, line in enumerate(lines, 1):
-        try: out += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as e: raise InputError(f"{path}: not JSON at line {i}, column {e.colno} ({e.msg})") from None
-    return out
+    "Read a file of one JSON value a line, empty lines left out; an `InputError` as for `read_json`."
+    return [_parse_json(text, path, i) for i, text in enumerate(_read_text(path).split("\n"), 1) if text.strip()]
 
 # %% ../nbs/00_core.ipynb #51885ee5
 def writable_dir(path: str | Path) -> Path:

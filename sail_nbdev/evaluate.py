@@ -774,7 +774,7 @@ def _alignment(sides: dict, seconds: dict, features, embed, n_frames: int) -> di
     "Margin and order accuracy of `{video: (times [P,2], sentences [P])}`; nan where no video has two events."
     import torch
     from sail_nbdev.data import pad_rows
-    from sail_nbdev.losses import pool
+    from sail_nbdev.losses import cosines, similarities
     from sail_nbdev.masks import hard_mask
     ids = [v for v, (t, _) in sides.items() if len(t) > 1]
     words = {s: i for i, s in enumerate(dict.fromkeys(s for v in ids for s in sides[v][1]))}
@@ -785,12 +785,11 @@ def _alignment(sides: dict, seconds: dict, features, embed, n_frames: int) -> di
         spans, valid = pad_rows([torch.from_numpy(sides[v][0] / seconds[v]).float().clamp(0, 1) for v in some], max(len(sides[v][0]) for v in some))
         texts, _ = pad_rows([table[[words[s] for s in sides[v][1]]] for v in some], valid.shape[1])
         masks = hard_mask(spans.mean(-1), spans[..., 1] - spans[..., 0], n_frames)                       # [B,N,T]
-        unit = torch.nn.functional.normalize
-        s = unit(pool(masks, features.batch(some, n_frames).float()), dim=-1) @ unit(texts, dim=-1).mT   # [B,N,N]
-        own, both = s.diagonal(dim1=1, dim2=2), (valid[:, :, None] & valid[:, None]).triu(1)
-        others = s.masked_fill(~valid[:, None] | torch.eye(s.shape[-1], dtype=torch.bool), -torch.inf).amax(-1)
+        frames = features.batch(some, n_frames)
+        own, others = similarities(masks, frames, texts, valid)                                          # [B,N] each
         margins.append((own - others)[valid])
-        gain = (own[:, :, None] + own[:, None] - s - s.mT)[both]
+        s = cosines(masks, frames, texts)                                                                # [B,N,N]
+        gain = (own[:, :, None] + own[:, None] - s - s.mT)[(valid[:, :, None] & valid[:, None]).triu(1)]
         orders.append((gain > 0).float() + .5 * (gain == 0))
     return dict(margin=torch.cat(margins).mean().item(), order_accuracy=torch.cat(orders).mean().item())
 

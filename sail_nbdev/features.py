@@ -524,14 +524,18 @@ class _Writer:
                 else: self.done(id)
 
 # %% ../nbs/02_features.ipynb #053c652f
+def _by_id(pairs) -> dict[str, Path]:
+    "Pairs of id and path as a dict; an `InputError` for two files with one id."
+    jobs = {}
+    for id, p in pairs:
+        if id in jobs and jobs[id].resolve() != p.resolve(): raise InputError(f"{jobs[id]} and {p}: would both be stored as {id!r}; rename one")
+        jobs[id] = p
+    return jobs
+
+# %% ../nbs/02_features.ipynb #f8273c41
 def _named(paths) -> dict[str, Path]:
     "Paths by id, the file name without its ending; an `InputError` for two with one id."
-    if hasattr(paths, "items"): return {k: Path(v) for k, v in paths.items()}
-    jobs = {}
-    for p in map(Path, paths):
-        if p.stem in jobs and jobs[p.stem].resolve() != p.resolve(): raise InputError(f"{jobs[p.stem]} and {p}: would both be stored as {p.stem!r}; rename one")
-        jobs[p.stem] = p
-    return jobs
+    return {k: Path(v) for k, v in paths.items()} if hasattr(paths, "items") else _by_id((p.stem, p) for p in map(Path, paths))
 
 # %% ../nbs/02_features.ipynb #f6d95449
 def _source(path: Path) -> str:
@@ -680,8 +684,9 @@ def export_arrays(
     folder: str | Path,     # Gets one `ID.npy` for each video
 ) -> None:
     "The matrices of a store as `.npy` files [S,D], fp32, each whole or not at all; ids that are no file names are percent-encoded."
+    folder = writable_dir(folder)
     for id in store.ids():
-        with atomic_path(writable_dir(folder)/f"{quote(id, safe=' ')}.npy") as tmp, open(tmp, "wb") as f: np.save(f, store._row(id)[0], allow_pickle=False)
+        with atomic_path(folder/f"{quote(id, safe=' ')}.npy") as tmp, open(tmp, "wb") as f: np.save(f, store._row(id)[0], allow_pickle=False)
 
 # %% ../nbs/02_features.ipynb #e499660d
 def _listed(path: Path) -> dict[str, Path]:
@@ -698,18 +703,16 @@ def find_videos(
     paths: list[str],       # Files, folders (searched with their subfolders), patterns such as "clips/*.mp4", and lists `.jsonl` with `id` and `path`
 ) -> dict[str, Path]:       # Files by id: their names without ending, or what a list calls them
     "The video files that `paths` mean, in order. Raises `InputError` for what is not there, a folder without videos, and two files with one id."
-    files, listed = [], {}
+    files, listed = [], []
     for p in paths:
         found = [Path(p)] if os.path.exists(p) else sorted(map(Path, glob.glob(p, recursive=True)))
         if not found: raise InputError(f"{p}: " + ("no file matches" if glob.has_magic(p) else "no such file or folder"))
         for f in found:
-            if f.suffix.lower() == ".jsonl": listed.update(_listed(f)); continue
+            if f.suffix.lower() == ".jsonl": listed += _listed(f).items(); continue
             inside = sorted(q for q in f.rglob("*") if q.suffix.lower() in _SUFFIXES and q.is_file()) if f.is_dir() else [f]
             if not inside: raise InputError(f"{f}: no video in this folder (looked for {' '.join(sorted(_SUFFIXES))})")
             files += inside
-    named = _named(files)
-    if twice := named.keys() & listed.keys(): raise InputError(f"{named[min(twice)]} and {listed[min(twice)]}: would both be stored as {min(twice)!r}; rename one")
-    return {**named, **listed}
+    return _by_id([*((f.stem, f) for f in files), *listed])
 
 # %% ../nbs/02_features.ipynb #4e514a1d
 def _tell(said: dict, store) -> dict:
@@ -739,7 +742,7 @@ def sail_features(
     jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
     failed = {}
     if arrays:
-        store = FeatureStore(out) if (Path(out)/"store.json").exists() else FeatureStore.create(out, model=model, pretrained=pretrained, fps=fps, dim=_array_width(Path(arrays)))
+        store = FeatureStore.create(out, model=model, pretrained=pretrained, fps=fps, dim=_array_width(Path(arrays)))
         failed |= _tell(import_arrays(arrays, store), store)
     if not (jobs or texts): return int(bool(failed))
     encoder = Encoder(model, pretrained, device=device or None)

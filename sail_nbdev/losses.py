@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from .masks import full_precision
 
 # %% auto #0
-__all__ = ['diversity_loss', 'pool', 'similarities', 'similarity_loss', 'inter_caption_loss']
+__all__ = ['diversity_loss', 'pool', 'cosines', 'similarities', 'similarity_loss', 'inter_caption_loss']
 
 # %% ../nbs/06_losses.ipynb #76c0aa1a
 def _in_full_precision(f):
@@ -53,6 +53,16 @@ def pool(masks, frames):
     "Masked frames pooled over time, up to scale: [B,N,T] x [B,T,D] -> [B,N,D]."
     return masks @ frames
 
+# %% ../nbs/06_losses.ipynb #82e9bcca
+@_in_full_precision
+def cosines(
+    masks,      # [B,N,T]
+    frames,     # [B,T,D] CLIP frames
+    texts,      # [B,K,D] CLIP embeddings
+):
+    "Cosine of what each mask leaves of a video with each text: [B,N,K]."
+    return F.normalize(pool(masks, frames), dim=-1) @ F.normalize(texts, dim=-1).mT
+
 # %% ../nbs/06_losses.ipynb #958ff80c
 @_in_full_precision
 def similarities(
@@ -64,11 +74,10 @@ def similarities(
     negatives_valid=None,   # [B,K] bool
 ):
     "`(s_pos, s_neg)` [B,N] each: cosine with the own caption, and with the hardest other one (-inf if there is none)."
-    v = F.normalize(pool(masks, frames), dim=-1)                                                    # [B,N,D]
-    s = v @ F.normalize(texts, dim=-1).mT                                                           # [B,N,N]
+    s = cosines(masks, frames, texts)                                                               # [B,N,N]
     others = s.masked_fill(~_pairs(valid), -torch.inf)
     if negatives is not None:
-        more = v @ F.normalize(negatives, dim=-1).mT                                                # [B,N,K]
+        more = cosines(masks, frames, negatives)                                                    # [B,N,K]
         others = torch.cat([others, more.masked_fill(~negatives_valid[:, None], -torch.inf)], -1)
     return s.diagonal(dim1=1, dim2=2), others.amax(-1)
 

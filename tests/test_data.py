@@ -35,6 +35,8 @@ def test_a_list_names_videos_and_their_captions(tmp_path):
     assert list(find_videos([str(tmp_path/"set.jsonl"), str(tmp_path/"videos")])) == ["one", "first", "second"]
     (tmp_path/"videos"/"first.mp4").touch()
     with pytest.raises(InputError, match="would both be stored as 'first'"): find_videos([str(tmp_path/"set.jsonl"), str(tmp_path/"videos")])
+    (tmp_path/"other.jsonl").write_text('{"id": "second", "path": "videos/three.mp4", "captions": ["B."]}\n')
+    with pytest.raises(InputError, match="would both be stored as 'second'"): find_videos([str(tmp_path/"set.jsonl"), str(tmp_path/"other.jsonl")])
     (tmp_path/"set.jsonl").write_text('{"id": "first", "captions": ["A."]}\n')
     with pytest.raises(InputError, match="video first: needs the path"): find_videos([str(tmp_path/"set.jsonl")])
 

@@ -321,6 +321,8 @@ def test_arrays_from_the_command_and_from_one_h5_file(tmp_path):
     store = FeatureStore(tmp_path/"one")
     assert store.meta == dict(model="ViT-L-14", pretrained="openai", fps=1.0, dim=6) and store.verify() == []
     for v, a in made.items(): np.testing.assert_array_equal(store[v].numpy(), a)
+    r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one", "--fps", 2)                    # a store says how its features were made, once
+    assert r.returncode == 2 and "made with fps=1.0, not 2.0" in r.stderr
     r = run("--arrays", tmp_path/"all.h5", "--out", tmp_path/"two")
     assert r.returncode == 1 and "v_3: holds 2 data sets, not one" in r.stdout, r.stdout + r.stderr
     for v in ("v_0", "v_1", "v_2"): np.testing.assert_array_equal(FeatureStore(tmp_path/"two")[v].numpy(), made[v])
