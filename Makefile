@@ -26,7 +26,7 @@ $(VENV)/.sail: $(META) | $(BIN)/python
 
 $(VENV)/.sail-dev: $(META) | $(BIN)/python
 	@echo "installing with the tools for tests and docs into $(VENV) (a minute or two the first time)"
-	$(PIP) -e '.[dev,llm]'
+	$(PIP) -e '.[dev,llm,scale]'
 	@touch $@ $(VENV)/.sail
 
 install: $(VENV)/.sail-dev   ## the package, editable, with everything for development

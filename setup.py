@@ -38,7 +38,7 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
     include_package_data=True,
     install_requires=words("requirements"),
-    extras_require={name: words(f"{name}_requirements") for name in ("dev", "llm", "scale")},
+    extras_require={name: words(f"{name}_requirements") for name in ("dev", "llm", "scale", "gpu")},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d'],

@@ -167,9 +167,18 @@ def pad_rows(
     for o, r in zip(out, rows): o[:len(r)] = r
     return out, torch.tensor([len(r) for r in rows], device=out.device)[:, None] > torch.arange(n, device=out.device)
 
+# %% ../nbs/01_data.ipynb #32077428
+def _place(frames: np.ndarray, device: str, resident: bool | None):
+    "`frames` as a tensor on `device` if they fit, else in pinned memory; on the CPU as they are."
+    import torch
+    t = torch.from_numpy(frames)
+    if torch.device(device).type != "cuda": return t.to(device)
+    if resident is None: resident = t.nbytes < .5 * torch.cuda.mem_get_info(device)[0]
+    return t.to(device) if resident else t.pin_memory()
+
 # %% ../nbs/01_data.ipynb #3aa1d9a2
 class DeviceData:
-    "All training features of a data folder, sampled to T frames and resident on one device."
+    "All training features of a data folder, sampled to T frames, as near to the device as they fit."
     def __init__(self,
         videos: dict[str, Video],   # From `read_annotations`, without time stamps
         features,                   # FeatureStore of frames [S,D]
@@ -178,13 +187,14 @@ class DeviceData:
         synthetic=None,             # {vid: [str | None] * (N-1)}; no gap has a caption if None
         synthetic_texts=None,       # FeatureStore of their embeddings [N-1,D]
         device: str = "cpu",
+        resident: bool | None = None,   # Frames on the device? If they fit in half of its free memory, if None
     ):
         self.config, self.device = config, device
         self.ids = [v for v in videos if v in features]
         if not self.ids: raise InputError("none of the annotated videos has features in the store")
         self.missing = [v for v in videos if v not in features]
         self.captions = {v: [clean_caption(c) for c in videos[v].captions[:config.max_captions]] or [NO_CAPTION] for v in self.ids}
-        self.frames = features.batch(self.ids, config.n_frames, device=device)      # [V,T,D]
+        self.frames = _place(features.sampled(self.ids, config.n_frames, "float32" if config.precision == "no" else "float16"), device, resident)      # [V,T,D]
         if self.frames.shape[-1] != config.feature_dim:
             raise InputError(f"the feature store holds rows of width {self.frames.shape[-1]}, the configuration says feature_dim={config.feature_dim}")
         self._load_texts(texts, synthetic or {}, synthetic_texts)
@@ -223,10 +233,31 @@ def _batch(self, index: list[int]) -> Batch:
     ids = [self.ids[i] for i in index]
     n = max(len(self.captions[v]) for v in ids)
     i = torch.as_tensor(index, device=self.device)
-    return Batch(ids, [self.captions[v] for v in ids], self.frames[i], self.valid[i, :n], self.texts[i, :n], self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1])
+    if self.frames.device == i.device: frames = self.frames.index_select(0, i)
+    else: frames = self.frames.index_select(0, i.cpu()).pin_memory().to(self.device, non_blocking=True)
+    return Batch(ids, [self.captions[v] for v in ids], frames.float(), self.valid[i, :n], self.texts[i, :n], self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1])
 
 DeviceData.batch = _batch
 DeviceData.__len__ = lambda self: len(self.ids)
+
+# %% ../nbs/01_data.ipynb #637ca7d0
+def _stream(self, order: list[list[int]]):
+    "The batches of `order`, one after the other. From pinned memory each is on its way, on a stream of its own, while the one before it is in use."
+    import torch
+    if self.frames.device.type == torch.device(self.device).type: yield from map(self.batch, order); return
+    side, now = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+    def fetch(index):
+        with torch.cuda.stream(side): return self.batch(index), side.record_event()
+    ahead = fetch(order[0]) if order else None
+    for index in [*order[1:], None]:
+        if ahead is None: return
+        (batch, ready), ahead = ahead, None if index is None else fetch(index)
+        now.wait_event(ready)
+        for t in vars(batch).values():
+            if isinstance(t, torch.Tensor): t.record_stream(now)      # its memory is not given away while this stream reads it
+        yield batch
+
+DeviceData.stream = _stream
 
 # %% ../nbs/01_data.ipynb #6c5563a7
 def batches(

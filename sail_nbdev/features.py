@@ -5,7 +5,7 @@
 # %% ../nbs/02_features.ipynb #8a8b4822
 from __future__ import annotations
 
-import functools, glob, hashlib, json, os, queue, threading, warnings
+import functools, glob, hashlib, json, math, os, queue, socket, sys, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +75,9 @@ def _to_rgb(frame, size: tuple[int, int]) -> np.ndarray:
 
 # %% ../nbs/02_features.ipynb #ad844925
 def iter_frames(
-    path: str | Path,    # Video file
-    fps: float = 1.0,    # Frames a second to take, 1/s
+    path: str | Path,       # Video file
+    fps: float = 1.0,       # Frames a second to take, 1/s
+    device: str = "cpu",    # "cuda" decodes on the GPU with torchcodec; frames are then tensors there
 ):
     """Yield (time in seconds, frame uint8 [H,W,3]) for the frame on screen at times 0, 1/fps, 2/fps, ...; the generator's return value is the duration in seconds.
 
@@ -84,6 +85,7 @@ def iter_frames(
     path = Path(path)
     if not 0 < fps < float("inf"): raise InputError(f"fps={fps} must be a number greater than 0")
     container, stream = _open(path)
+    if device != "cpu": return (yield from _torchcodec_frames(path, fps, device, container, stream))
     stream.thread_type = "AUTO" if path.stat().st_size > 8e6 else "NONE"    # threads cost a short clip more than they give
     with container:
         k, shown, rgb, end, eps = 0, None, None, 0., 1e-6
@@ -110,6 +112,22 @@ def _check_length(path: Path, stream, end: float) -> None:
     if not promised and whole.duration and not whole.streams.audio: promised = whole.duration / 1e6    # Matroska: one length for all streams
     if end < promised / 2: raise InputError(f"{path}: is cut off: {end:.1f} s of {promised:.1f} s can be decoded")
     if end < .95 * promised - 1: warnings.warn(f"{path}: is cut off: only {end:.1f} s of {promised:.1f} s can be decoded; going on with those")
+
+# %% ../nbs/02_features.ipynb #b3bd0eb0
+def _torchcodec_frames(path: Path, fps: float, device: str, container, stream, most: int = 64):
+    "`iter_frames` by torchcodec on `device`, `most` frames at a time."
+    try: from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError): raise InputError(f"decoding on {device} needs torchcodec and the FFmpeg libraries (pip install torchcodec); --decode cpu needs neither") from None
+    with container:
+        try:
+            video = VideoDecoder(str(path), stream_index=stream.index, dimension_order="NHWC", device=device)
+            first, end = video.metadata.begin_stream_seconds, video.metadata.end_stream_seconds
+            _check_length(path, stream, max(end, end - first))
+            times = np.arange(max(1, np.ceil((end - first - 1e-6) * fps))) / fps
+            for some in np.split(times, range(most, len(times), most)):
+                yield from zip(some.tolist(), video.get_frames_played_at(np.minimum(first + some + 1e-6, end - 1e-6).tolist()).data)
+        except (RuntimeError, IndexError) as e: raise InputError(f"{path}: torchcodec cannot decode it ({str(e).splitlines()[0]}); try --decode cpu") from None
+    return end - first
 
 # %% ../nbs/02_features.ipynb #bbcba6c1
 def decode_video(
@@ -195,6 +213,7 @@ class Encoder:
         if precision is None: raise InputError(f"dtype={dtype} is not one of float32, float16, bfloat16")
         name = _model_name(model, pretrained)
         if name.startswith(("local-dir:", "hf-hub:")): pretrained = None
+        self.build = dict(model=str(Path(model).resolve()) if Path(model).is_dir() else model, pretrained=pretrained, device=device, dtype=None if dtype is None else str(dtype))    # makes it again elsewhere
         self.device = pick_device(device)
         self.model, self.tokenizer = _load(name, pretrained, precision, self.device)
         self.truncated = 0    # Texts cut at the tokenizer's context length so far
@@ -235,7 +254,7 @@ def prepare(self: Encoder,
     frames,        # uint8 [S,H,W,3], array or tensor
 ):                 # [S,3,h,w] on the device, in the dtype of the towers
     "Resize, crop and scale frames as the model's own transform does. Raises `InputError` for anything but uint8 frames."
-    import torch
+    import open_clip, torch
     from open_clip.transform import PreprocessCfg, image_transform_v2
     x = torch.as_tensor(frames)
     if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8: raise InputError(f"frames must be uint8 [S,H,W,3], not {str(x.dtype)[6:]} {list(x.shape)}")
@@ -244,8 +263,7 @@ def prepare(self: Encoder,
     x = x.to(self.device).permute(0, 3, 1, 2)                                       # [S,3,H,W]
     for step in steps:
         if "Convert" not in type(step).__name__ and "ToTensor" not in type(step).__name__: x = _resized(x, step)
-    dtype = next(self.model.visual.parameters()).dtype if self.meta["precision"] != "fp32" else torch.float32
-    return norm(x.float() / 255).to(dtype)
+    return norm(x.float() / 255).to(open_clip.get_input_dtype(self.meta["precision"]))
 
 # %% ../nbs/02_features.ipynb #2328ac49
 @patch
@@ -296,14 +314,15 @@ def _n_tokens(self: Encoder, text: str) -> int:
 # %% ../nbs/02_features.ipynb #e052292e
 class FeatureStore:
     "A folder of float32 matrices [S,D] by id, with the settings they were made with in `meta`."
+    FORMAT = "sail_features 2"
     def __init__(self,
         folder: str | Path,    # An existing store
     ):
         self.folder, self.shards = Path(folder), Path(folder)/"shards"
         if not (self.folder/"store.json").is_file(): raise InputError(f"{folder}: is not a feature store (no store.json in it)")
         about = read_json(self.folder/"store.json")
-        if not isinstance(about, dict) or about.get("format") != "sail_features 1" or not isinstance(about.get("meta"), dict):
-            raise InputError(f"{self.folder/'store.json'}: is not the description of a feature store (format 'sail_features 1' with 'meta')")
+        if not isinstance(about, dict) or about.get("format") != FeatureStore.FORMAT or not isinstance(about.get("meta"), dict):
+            raise InputError(f"{self.folder/'store.json'}: is not the description of a feature store (format {FeatureStore.FORMAT!r} with 'meta')")
         self.meta = about["meta"]
 
     def __repr__(self): return f"FeatureStore({self.folder.name}, {len(self)} ids, {self.meta})"
@@ -323,7 +342,7 @@ def create(cls: FeatureStore,
     "A new store, or the one that is there if it was made with the same `meta`; an `InputError` names the first setting that differs."
     if not (Path(folder)/"store.json").exists():
         writable_dir(Path(folder)/"shards")
-        write_json(Path(folder)/"store.json", {"format": "sail_features 1", "meta": meta})
+        write_json(Path(folder)/"store.json", {"format": FeatureStore.FORMAT, "meta": meta})
     store = cls(folder)
     _same_making(store, **{**dict.fromkeys(store.meta), **meta})
     return store
@@ -376,16 +395,17 @@ def add(self: FeatureStore,
     from safetensors.numpy import save_file
     a = _checked(id, array, self.meta.get("dim"))
     with atomic_path(self._file(id)) as tmp:
-        save_file({"features": a}, tmp, {"id": id, "sha256": hashlib.sha256(a.tobytes()).hexdigest(), "source": source})
+        about = dict(id=id, sha256=hashlib.sha256(a.tobytes()).hexdigest(), source=source)
+        save_file({"features": a}, tmp, {"about": json.dumps(about)})      # one entry: safetensors writes several in no fixed order
 
 # %% ../nbs/02_features.ipynb #283c1140
 def _read(file: Path) -> tuple[np.ndarray, dict]:
     "The matrix in `file` and its metadata; an `InputError` if the file is damaged."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(file, framework="np") as f: return f.get_tensor("features"), f.metadata() or {}
+        with safe_open(file, framework="np") as f: return f.get_tensor("features"), json.loads(f.metadata()["about"])
     except FileNotFoundError: raise InputError(f"{file}: no such file") from None
-    except (SafetensorError, OSError, ValueError) as e: raise InputError(f"{file}: is damaged ({e}); delete it and extract again") from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e: raise InputError(f"{file}: is damaged ({e}); delete it and extract again") from None
 
 # %% ../nbs/02_features.ipynb #978d8295
 @patch
@@ -422,6 +442,38 @@ def batch(self: FeatureStore,
     if len(widths) != 1: raise InputError(f"{self.folder}: " + ("a batch needs at least one id" if not widths else f"features of different widths {sorted(widths)} in one batch"))
     return torch.stack(rows).to(device=device, dtype=dtype)    # [B,T,D]
 
+# %% ../nbs/02_features.ipynb #0aaccb2e
+@patch
+def sampled(self: FeatureStore,
+    ids: list[str],             # V ids
+    n_frames: int,              # T
+    dtype: str = "float32",     # float32, or float16 for half the bytes
+) -> np.ndarray:                # [V,T,D]
+    "The features of `ids`, each sampled to `n_frames`, as one memory-mapped array that is kept in `sampled/`; in memory alone if the store cannot be written to."
+    files = [self._file(i) for i in ids]
+    if lost := [i for i, f in zip(ids, files) if not f.exists()]: self._row(lost[0])
+    request, state = ([list(ids), n_frames, dtype], [(f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    first, second = (hashlib.sha256(json.dumps(o).encode()).hexdigest()[:16] for o in (request, state))
+    path = self.folder/"sampled"/f"{first}.{second}.npy"
+    if not path.exists():
+        if not os.access(self.folder, os.W_OK): return self._fill(ids, n_frames, dtype)
+        for old in path.parent.glob(f"{first}.*.npy"): old.unlink(missing_ok=True)
+        with atomic_path(path) as tmp: self._fill(ids, n_frames, dtype, tmp)
+    return np.load(path, mmap_mode="c", allow_pickle=False)
+
+# %% ../nbs/02_features.ipynb #e87a0640
+@patch
+def _fill(self: FeatureStore, ids: list[str], n_frames: int, dtype: str, path=None) -> np.ndarray:
+    "The array [V,T,D] of `sampled`, in the file `path` or in memory."
+    shape = (len(ids), n_frames, self[ids[0]].shape[-1])
+    out = np.lib.format.open_memmap(path, "w+", dtype, shape) if path else np.empty(shape, dtype)
+    for i, id in enumerate(ids):
+        row = sample_frames(self[id], n_frames).numpy()         # [T,D]
+        if row.shape != shape[1:]: raise InputError(f"{self.folder}: features of different widths {sorted({row.shape[-1], shape[-1]})}")
+        with np.errstate(over="ignore"): out[i] = row
+        if not np.isfinite(out[i]).all(): raise InputError(f"{self.folder}: features of {id} exceed what {dtype} can hold")
+    return out
+
 # %% ../nbs/02_features.ipynb #0c9a1434
 @patch
 def verify(self: FeatureStore) -> list[tuple[str, str]]:
@@ -436,15 +488,19 @@ def verify(self: FeatureStore) -> list[tuple[str, str]]:
     return bad
 
 # %% ../nbs/02_features.ipynb #fd9c2b7d
-def _chunks(path, fps: float, most: int = 64, most_bytes: float = 6.4e7):
+def _stack(frames: list):
+    "Frames of `iter_frames`, arrays or tensors, as one [n,H,W,3]."
+    return np.stack(frames) if isinstance(frames[0], np.ndarray) else sys.modules["torch"].stack(frames)
+
+def _chunks(path, fps: float, decode: str = "cpu", most: int = 64, most_bytes: float = 6.4e7):
     "Yield uint8 [n,H,W,3] of at most `most` frames and about `most_bytes` bytes; the generator's return value is the duration in seconds."
-    hold, walk = [], iter_frames(path, fps)
+    hold, walk = [], iter_frames(path, fps, decode)
     while True:
         try: _, f = next(walk)
         except StopIteration as e: duration = e.value; break
         hold.append(f)
-        if len(hold) == most or len(hold) * f.nbytes >= most_bytes: yield np.stack(hold); hold = []
-    if hold: yield np.stack(hold)
+        if len(hold) == most or len(hold) * f.nbytes >= most_bytes: yield _stack(hold); hold = []
+    if hold: yield _stack(hold)
     return duration
 
 # %% ../nbs/02_features.ipynb #a71c02e2
@@ -465,7 +521,7 @@ class _Stop(Exception): pass
 
 # %% ../nbs/02_features.ipynb #a9d293f9
 @contextmanager
-def _decode_ahead(jobs: dict, fps: float, workers: int):
+def _decode_ahead(jobs: dict, fps: float, workers: int, decode: str):
     "Give an iterator over (id, chunk), then (id, None) where a video ends or (id, exception) where it fails; decoding runs ahead in threads."
     ready, stop = queue.Queue(2 * workers), threading.Event()
     def put(*item):
@@ -476,7 +532,7 @@ def _decode_ahead(jobs: dict, fps: float, workers: int):
     def work(id, path):
         try:
             if stop.is_set(): return
-            for c in _chunks(path, fps): put(id, c)
+            for c in _chunks(path, fps, decode): put(id, c)
             put(id, None)
         except _Stop: pass
         except Exception as e: put(id, e)
@@ -484,7 +540,7 @@ def _decode_ahead(jobs: dict, fps: float, workers: int):
         left = len(jobs)
         while left:
             item = ready.get()
-            left -= not isinstance(item[1], np.ndarray)
+            left -= item[1] is None or isinstance(item[1], Exception)
             yield item
     pool = ThreadPoolExecutor(workers)
     try:
@@ -495,15 +551,15 @@ def _decode_ahead(jobs: dict, fps: float, workers: int):
 # %% ../nbs/02_features.ipynb #e3a5929d
 class _Writer:
     "Collects prepared frames of several videos, encodes them in full batches, and stores each video when its last frame is through."
-    def __init__(self, store, encoder, batch_size, sources, fail, done):
-        self.store, self.encoder, self.batch_size, self.sources, self.fail, self.done = store, encoder, batch_size, sources, fail, done
+    def __init__(self, store, encoder, batch_size, sources):
+        self.store, self.encoder, self.batch_size, self.sources = store, encoder, batch_size, sources
         self.waiting, self.rows, self.count = [], {}, 0
 
     def take(self, id, chunk):
-        "A chunk of `id`, or None when it has ended."
+        "A chunk of `id`, or None when it has ended; yields (id, None or why it failed) for each video that is through."
         x = None if chunk is None else self.encoder.prepare(chunk)
         self.waiting.append((id, x)); self.count += 0 if x is None else len(x)
-        if self.count >= 4 * self.batch_size: self.flush()     # few batches that are not full
+        if self.count >= 4 * self.batch_size: yield from self.flush()     # few batches that are not full
 
     def drop(self, id):
         "Forget what is there of `id`."
@@ -512,16 +568,15 @@ class _Writer:
         self.rows.pop(id, None)
 
     def flush(self):
-        "Encode all that waits; store the videos that have ended."
+        "Encode all that waits; store the videos that have ended, and yield as `take` does."
         xs, waiting = [x for _, x in self.waiting if x is not None], self.waiting
         out = self.encoder._towers(xs, self.batch_size).cpu().split([len(x) for x in xs]) if xs else ()
         self.waiting, self.count, out = [], 0, iter(out)
         for id, x in waiting:
-            if x is not None: self.rows.setdefault(id, []).append(next(out).numpy())
-            else:
-                try: self.store.add(id, np.concatenate(self.rows.pop(id)), self.sources[id])
-                except InputError as e: self.fail(id, e)
-                else: self.done(id)
+            if x is not None: self.rows.setdefault(id, []).append(next(out).numpy()); continue
+            try: self.store.add(id, np.concatenate(self.rows.pop(id)), self.sources[id])
+            except InputError as e: yield id, str(e)
+            else: yield id, None
 
 # %% ../nbs/02_features.ipynb #053c652f
 def _by_id(pairs) -> dict[str, Path]:
@@ -543,34 +598,85 @@ def _source(path: Path) -> str:
     try: return f"{path.stat().st_size} bytes"
     except OSError: return "missing"
 
-# %% ../nbs/02_features.ipynb #41523a6c
+# %% ../nbs/02_features.ipynb #a3faa58e
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+def _extract_local(jobs: dict, store, encoder, fps: float, workers: int | None, batch_size: int, decode: str):
+    "Decode and encode `jobs`, {id: file}, in this process; yield (id, None or why it failed) as each is through."
+    writer = _Writer(store, encoder, batch_size, {i: _source(p) for i, p in jobs.items()})
+    with _decode_ahead(jobs, fps, workers or max(1, min(8, os.cpu_count() or 1, len(jobs))), decode) as items:
+        for id, chunk in items:
+            if isinstance(chunk, Exception): writer.drop(id); yield id, _reason(chunk)
+            else: yield from writer.take(id, chunk)
+        yield from writer.flush()
+
+# %% ../nbs/02_features.ipynb #f7f479fe
+class _RayWorker:
+    "One process of the cluster: `_extract_local` on the videos that it is handed."
+    def __init__(self, folder: str, build: dict, settings: dict):
+        self.store, self.encoder, self.settings = FeatureStore(folder), Encoder(**build), settings
+        _same_making(self.store, **self.encoder.meta)
+
+    def __call__(self, rows: dict) -> dict:
+        jobs = {str(i): Path(p) for i, p in zip(rows["id"], rows["path"])}
+        said = dict(_extract_local(jobs, self.store, self.encoder, **self.settings))
+        return {"id": np.array(list(said), object), "reason": np.array([r or "" for r in said.values()], object)}
+
+# %% ../nbs/02_features.ipynb #5d603c2e
+def _start_ray():
+    "Ray, connected to the cluster of RAY_ADDRESS or to the one on this machine, which is started if there is none."
+    try: import ray, ray.data
+    except ImportError: raise InputError("--engine ray needs Ray: pip install 'sail_nbdev[scale]'") from None
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try: socket.create_connection((host, int(port)), timeout=5).close() if host and port.isdigit() else None     # Ray itself would try for minutes
+    except OSError as e: raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address} ({e})") from None
+    if not ray.is_initialized(): ray.init(logging_level="ERROR", log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    return ray
+
+# %% ../nbs/02_features.ipynb #f950e57f
+def _extract_ray(jobs: dict, store, encoder, fps: float, workers: int | None, batch_size: int, decode: str, together: int = 8):
+    "As `_extract_local`, by `workers` processes of a Ray cluster: one for each GPU, or for each core where there is none."
+    if not jobs: return
+    ray = _start_ray()
+    have = ray.cluster_resources()
+    gpus, cpus = (int(have.get("GPU", 0)) if "cuda" in encoder.device else 0), max(1, int(have.get("CPU", 1)))
+    n = min(workers or gpus or cpus, math.ceil(len(jobs) / together) if not workers else workers)
+    settings = dict(fps=fps, workers=max(1, cpus // n), batch_size=batch_size, decode=decode)
+    rows = ray.data.from_items([{"id": i, "path": str(p.resolve())} for i, p in jobs.items()], override_num_blocks=math.ceil(len(jobs) / together))
+    said = rows.map_batches(_RayWorker, batch_size=together, compute=ray.data.ActorPoolStrategy(size=n), num_cpus=1, num_gpus=min(1, gpus / n),
+                            fn_constructor_args=(str(store.folder.resolve()), encoder.build, settings))
+    for row in said.iter_rows(): yield row["id"], row["reason"] or None
+
+# %% ../nbs/02_features.ipynb #fd06b8f4
 def extract(
     paths,                        # Video files, ids are their names without ending; or {id: file}
     store: FeatureStore,          # Where features go; its `meta` should be that of `encoder`
     encoder: Encoder,             # What makes them
     fps: float = 1.0,             # Frames a second
-    workers: int | None = None,   # Videos decoded at the same time; None for the number of cores, at most 8
+    workers: int | None = None,   # Videos decoded at the same time; None for the number of cores, at most 8. With Ray: processes
     batch_size: int = 16,         # Frames the image tower takes at a time
     progress: bool = True,        # Show a bar
+    engine: str = "local",        # local, or ray for a cluster
+    decode: str = "cpu",          # cpu, or cuda to decode with torchcodec
 ) -> dict:                        # {"done": [ids], "skipped": [ids], "failed": {id: reason}}
     "Put the features of all videos into `store`. Videos that are there and whose file has the same size are skipped; failures go to `failed.jsonl` in the store with their reason."
+    if engine not in _ENGINES: raise InputError(f"engine={engine!r} is not one of {', '.join(_ENGINES)}")
     _same_making(store, **encoder.meta, fps=fps)
     jobs = _named(paths)
-    sources, said = {i: _source(p) for i, p in jobs.items()}, {"done": [], "skipped": [], "failed": {}}
-    todo = {i: p for i, p in jobs.items() if store.source(i) != sources[i]}
-    said["skipped"] = [i for i in jobs if i not in todo]
-    log = _FailureLog(store.folder/"failed.jsonl", jobs)
+    todo = {i: p for i, p in jobs.items() if store.source(i) != _source(p)}
+    said, log = {"done": [], "skipped": [i for i in jobs if i not in todo], "failed": {}}, _FailureLog(store.folder/"failed.jsonl", jobs)
     with tqdm(total=len(jobs), initial=len(said["skipped"]), unit="video", disable=not progress, desc="features") as bar:
-        def done(id): said["done"].append(id); bar.update()
-        def fail(id, e): said["failed"][id] = log.add(id, jobs[id], e); bar.update()
-        writer = _Writer(store, encoder, batch_size, sources, fail, done)
-        workers = workers or max(1, min(8, os.cpu_count() or 1, len(todo)))
-        with _decode_ahead(todo, fps, workers) as items:
-            for id, chunk in items:
-                if isinstance(chunk, Exception): writer.drop(id); fail(id, chunk)
-                else: writer.take(id, chunk)
-            writer.flush()
+        for id, reason in _ENGINES[engine](todo, store, encoder, fps, workers, batch_size, decode):
+            if reason is None: said["done"].append(id)
+            else: said["failed"][id] = log.add(id, jobs[id], reason)
+            bar.update()
     return said
+
+_ENGINES = {"local": _extract_local, "ray": _extract_ray}
 
 # %% ../nbs/02_features.ipynb #4b12c69c
 class _FailureLog:
@@ -581,8 +687,7 @@ class _FailureLog:
         except (FileNotFoundError, ValueError, KeyError, TypeError): kept = []
         if path.exists(): write_text(path, "".join(line + "\n" for line in kept)) if kept else path.unlink()
 
-    def add(self, id, path, error) -> str:
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    def add(self, id, path, reason: str) -> str:
         with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps({"id": id, "path": str(path), "reason": reason}, ensure_ascii=False) + "\n")
         return reason
 
@@ -675,7 +780,7 @@ def import_arrays(
     for id, (about, load) in tqdm(jobs.items(), unit="video", desc="arrays", disable=not progress, leave=False):
         if store.source(id) == about: said["skipped"].append(id); continue
         try: store.add(id, load(), about); said["done"].append(id)
-        except (InputError, ValueError, OSError, EOFError) as e: said["failed"][id] = log.add(id, source, e)
+        except (InputError, ValueError, OSError, EOFError) as e: said["failed"][id] = log.add(id, source, _reason(e))
     return said
 
 # %% ../nbs/02_features.ipynb #9e5eccdb
@@ -731,24 +836,28 @@ def sail_features(
     model: str = "ViT-L-14",         # open_clip model, or a folder with one
     pretrained: str = "openai",      # Its weights: a name, a file, or none for random ones
     fps: float = 1.0,                # Frames a second
-    workers: int = 0,                # Videos decoded at the same time; 0 for the number of cores, at most 8
+    workers: int = 0,                # Videos decoded at the same time; 0 for the number of cores, at most 8. With Ray: processes, 0 for one a GPU or core
+    engine: str = "local",           # local, or ray: the cluster of RAY_ADDRESS, or one started here
     device: str = "",                # cpu, cuda or mps; empty for the best there is
+    dtype: str = "float32",          # Arithmetic of the towers: float32, float16 or bfloat16
+    decode: str = "cpu",             # Where videos are decoded: cpu, or cuda with torchcodec
     batch_size: int = 16,            # Frames encoded at a time
 ) -> int:                            # 0 all well, 1 some videos failed
     "Decode videos, encode their frames (and, for training, captions) with CLIP and keep the features; goes on where it stopped."
     if not (paths or texts or arrays): raise InputError("nothing to do: give videos with --out, arrays with --out, or a data folder with --texts")
     if (paths or arrays) and not out: raise InputError("--out STORE is needed: the folder the features go to")
     if texts: annotation_files(texts, "train")
+    if engine not in _ENGINES: raise InputError(f"--engine {engine}: is not one of {', '.join(_ENGINES)}")
     jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
     failed = {}
     if arrays:
         store = FeatureStore.create(out, model=model, pretrained=pretrained, fps=fps, dim=_array_width(Path(arrays)))
         failed |= _tell(import_arrays(arrays, store), store)
     if not (jobs or texts): return int(bool(failed))
-    encoder = Encoder(model, pretrained, device=device or None)
+    encoder = Encoder(model, pretrained, device or None, dtype)
     if jobs:
         store = FeatureStore.create(out, **encoder.meta, fps=fps)
-        failed |= _tell(extract(jobs, store, encoder, fps, workers or None, batch_size), store)
+        failed |= _tell(extract(jobs, store, encoder, fps, workers or None, batch_size, engine=engine, decode=decode), store)
     if texts:
         for name, said in encode_texts(texts, encoder).items(): print(f"{len(said['done'])} videos with captions done, {len(said['skipped'])} were there already, {said['truncated']} captions cut; {Path(texts)/name}")
     return int(bool(failed))

@@ -90,23 +90,25 @@ def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, 
     model.train()
     order, n = batches(data, c.batch_size, derive_seed(c.seed, "order", stage, epoch)), _batches_per_update(c, acc)
     groups = [order[i:i + n] for i in range(0, len(order), n)]
+    groups = [g[acc.process_index::acc.num_processes] or g[:1] for g in groups]                  # this process's share
+    feed = data.stream([index for g in groups for _ in _updates(c, stage) for index in g])
     for group in tqdm(groups, desc=f"stage {stage} epoch {epoch + 1}", leave=False, disable=not (progress and acc.is_main_process)):
         for g in optimizer.param_groups: g["lr"] = c.lr * lr_factor(step, total, c.warmup)
-        for terms in _updates(c, stage): row = _update(acc, model, optimizer, data, group, stage, terms)
+        for terms in _updates(c, stage): row = _update(acc, model, optimizer, feed, group, c.clip_norm, stage, terms)
         log(dict(stage=stage, epoch=epoch, step=step, lr=optimizer.param_groups[0]["lr"], **row))
         step += 1
     return step
 
 # %% ../nbs/09_train.ipynb #c71ddc53
-def _update(acc, model, optimizer, data, group, stage, terms) -> dict:
-    "One optimizer step on the mean loss of the batches of `group`; returns the mean of each loss term."
-    mine, sums = group[acc.process_index::acc.num_processes] or group[:1], {}
-    for index in mine:
-        with acc.autocast(): out = model(data.batch(index), stage=stage, terms=terms)
-        acc.backward(out["total"] / len(mine))
-        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.item() / len(mine)
-    if not math.isfinite(sums["total"]): raise FloatingPointError(f"loss {sums['total']} in stage {stage} on batches {mine}")
-    acc.clip_grad_norm_(model.parameters(), data.config.clip_norm)
+def _update(acc, model, optimizer, feed, group, clip_norm, stage, terms) -> dict:
+    "One optimizer step on the mean loss of the next batches of `feed`, those of `group`; returns the mean of each loss term."
+    sums = {}
+    for _, batch in zip(group, feed):
+        with acc.autocast(): out = model(batch, stage=stage, terms=terms)
+        acc.backward(out["total"] / len(group))
+        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.item() / len(group)
+    if not math.isfinite(sums["total"]): raise FloatingPointError(f"loss {sums['total']} in stage {stage} on batches {group}")
+    acc.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step(); optimizer.zero_grad()
     return sums
 

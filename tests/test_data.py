@@ -1,12 +1,17 @@
 "Annotation files: the statistics of the real sets, the three forms, and that training cannot see a time stamp."
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from sail_nbdev.core import InputError, write_json
-from sail_nbdev.data import annotation_files, annotation_stats, read_annotations
-from sail_nbdev.features import find_videos
+from sail_nbdev.core import Config, InputError, Video, write_json
+from sail_nbdev.data import DeviceData, annotation_files, annotation_stats, batches, read_annotations
+from sail_nbdev.features import FeatureStore, find_videos
 
 ANNOTATIONS = Path(__file__).resolve().parents[2]/"shared"/"data"/"annotations"
 
@@ -61,3 +66,75 @@ def test_wrong_annotations_are_one_sentence(tmp_path, text, says):
     (tmp_path/"a.json").write_text(text)
     with pytest.raises(InputError) as e: read_annotations(tmp_path/"a.json", intervals="timestamps" in text)
     assert says in str(e.value) and str(e.value).startswith(str(tmp_path/"a.json")) and "\n" not in str(e.value)
+
+
+# -- training and time stamps
+
+def data_folder(folder, stamps):
+    "Six videos with features, captions, their embeddings and gap captions; `stamps(n)` is what the annotation file says of time."
+    rng, n = np.random.default_rng(0), {f"v{i}": 2 + i % 2 for i in range(6)}
+    write_json(folder/"annotations"/"train.json", {v: {"duration": 20., "timestamps": stamps(k), "sentences": ["A ball rolls.", "It stops.", "It rolls again."][:k]} for v, k in n.items()})
+    write_json(folder/"synthetic.json", {v: ["Then."] * (k - 1) for v, k in n.items()})
+    for name, rows in (("features", lambda k: 9), ("text", lambda k: k), ("synthetic_text", lambda k: k - 1)):
+        store = FeatureStore.create(folder/name, dim=12, fps=1.0)
+        for v, k in n.items(): store.add(v, rng.normal(size=(rows(k), 12)).astype(np.float32))
+    return folder
+
+
+def test_time_stamps_change_nothing_in_training(tmp_path):
+    "Right, shuffled, and not even numbers: the weights of both stages are the same to the bit."
+    from safetensors.torch import load_file
+    from sail_nbdev.train import train
+    small = dict(feature_dim=12, d_model=16, n_heads=2, encoder_ffn=24, localizer_ffn=24, decoder_width=20, decoder_heads=2, n_frames=9, n_queries=4, max_captions=4)
+    config = Config.preset("toy", **small, batch_size=2, accumulate=1, epochs_stage1=1, epochs_stage2=1)
+    weights = []
+    for i, stamps in enumerate((lambda k: [[5 * j, 5 * j + 4] for j in range(k)], lambda k: [[19 - j, 20] for j in range(k)], lambda k: "nonsense")):
+        train(config, data_folder(tmp_path/f"d{i}", stamps), tmp_path/f"r{i}", device="cpu", progress=False)
+        weights.append(load_file(tmp_path/f"r{i}"/"model.safetensors"))
+    for name, w in weights[0].items(): assert torch.equal(w, weights[1][name]) and torch.equal(w, weights[2][name]), name
+
+
+# -- where the frames lie
+
+def made_store(folder, n=20, dim=12):
+    store, rng = FeatureStore.create(folder, dim=dim), np.random.default_rng(1)
+    for i in range(n): store.add(f"v{i}", rng.normal(size=(3 + i, dim)).astype(np.float32))
+    return store
+
+
+def test_processes_that_sample_at_once_find_one_array(tmp_path):
+    store, ids = made_store(tmp_path/"s"), [f"v{i}" for i in range(20)]
+    code = ("import sys; from sail_nbdev.features import FeatureStore\n"
+            "a = FeatureStore(sys.argv[1]).sampled([f'v{i}' for i in range(20)], 8); print(a.shape, float(a.sum()))")
+    ps = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path/"s")], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert {p.communicate()[0] for p in ps} == {f"(20, 8, 12) {float(store.sampled(ids, 8).sum())}\n"}
+    assert len(list((tmp_path/"s"/"sampled").iterdir())) == 1
+    assert np.array_equal(store.sampled(ids, 8), store.batch(ids, 8).numpy())
+
+
+def test_a_store_that_cannot_be_written_to_is_sampled_in_memory(tmp_path, monkeypatch):
+    store = made_store(tmp_path/"s", 3)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, how: False if Path(p) == store.folder and how == os.W_OK else access(p, how))
+    found = store.sampled(["v0", "v2"], 5)
+    assert not isinstance(found, np.memmap) and np.array_equal(found, store.batch(["v0", "v2"], 5).numpy()) and not (tmp_path/"s"/"sampled").exists()
+
+
+def test_a_mapped_batch_can_be_changed_without_changing_the_file(tmp_path):
+    store, ids = made_store(tmp_path/"s", 4), ["v0", "v1", "v2", "v3"]
+    before = store.sampled(ids, 5).copy()
+    data = DeviceData({v: Video(v, ("a", "b")) for v in ids}, store, Config.preset("toy", feature_dim=12, n_frames=5))
+    data.batch([0, 1]).frames.zero_(); data.frames.mul_(2)
+    assert np.array_equal(store.sampled(ids, 5), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_frames_on_a_gpu_and_on_the_way_there_are_the_same(tmp_path, precision):
+    store, ids = made_store(tmp_path/"s"), [f"v{i}" for i in range(20)]
+    videos, config = {v: Video(v, ("a", "b")) for v in ids}, Config.preset("toy", feature_dim=12, n_frames=8, precision=precision)
+    there, host = (DeviceData(videos, store, config, device="cuda", resident=r) for r in (True, False))
+    assert there.frames.is_cuda and host.frames.is_pinned() and there.frames.dtype == (torch.float32 if precision == "no" else torch.float16)
+    order = batches(there, 3, 0)
+    for a, b in zip(there.stream(order), host.stream(order), strict=True):
+        assert a.ids == b.ids and b.frames.is_cuda and torch.equal(a.frames, b.frames) and torch.equal(a.texts, b.texts)

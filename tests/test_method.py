@@ -238,7 +238,7 @@ def test_labels_are_everything_but_the_mode_token(tokenizer):
 
 def test_none_is_said_of_a_video_without_captions():
     class Store(dict):
-        def batch(self, ids, n_frames, device=None, dtype=None): return torch.zeros(len(ids), n_frames, 12)
+        def sampled(self, ids, n_frames, dtype="float32"): return np.zeros((len(ids), n_frames, 12), dtype)
     store = Store(a=torch.zeros(4, 12), b=torch.zeros(4, 12))
     data = DeviceData({"a": Video("a", ()), "b": Video("b", ("x y", "z"))}, store, Config.preset("toy", **SMALL), Store(b=torch.ones(2, 12)))
     assert data.captions == {"a": ["None."], "b": ["X y.", "Z."]}
@@ -250,7 +250,7 @@ def test_none_is_said_of_a_video_without_captions():
 # -- share of synthetic captions
 
 class Rows(dict):
-    def batch(self, ids, n_frames, device=None, dtype=None): return torch.zeros(len(ids), n_frames, 12)
+    def sampled(self, ids, n_frames, dtype="float32"): return np.zeros((len(ids), n_frames, 12), dtype)
 
 
 def kept(share, seed=42):
@@ -286,7 +286,7 @@ def made_up(config, n=6):
     def draw(k): return torch.randn(k, 12, generator=g)
     videos = {f"v{i}": Video(f"v{i}", ("A ball rolls", "It stops", "It rolls again")[:2 + i % 2]) for i in range(n)}
     class Store(dict):
-        def batch(self, ids, n_frames, device=None, dtype=None): return torch.stack([self[v] for v in ids])
+        def sampled(self, ids, n_frames, dtype="float32"): return torch.stack([self[v] for v in ids]).numpy().astype(dtype)
     return DeviceData(videos, Store({v: draw(9) for v in videos}), config, Store({v: draw(len(o.captions)) for v, o in videos.items()}),
                       {v: ["Then."] * (len(o.captions) - 1) for v, o in videos.items()}, Store({v: draw(len(o.captions) - 1) for v, o in videos.items()}))
 

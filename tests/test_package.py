@@ -97,7 +97,7 @@ def test_commands_are_installed():
 
 def test_constraints_fit_the_ranges():
     wanted = {}
-    for key in ("requirements", "dev_requirements", "llm_requirements"):
+    for key in ("requirements", "dev_requirements", "llm_requirements", "scale_requirements", "gpu_requirements"):
         for word in SETTINGS[key].split():
             req = Requirement(word)
             wanted[req.name.lower().replace("_", "-")] = req
