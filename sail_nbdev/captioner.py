@@ -143,20 +143,51 @@ def sequences(self,
 
 Captioner.sentence_ids, Captioner.prompt_ids, Captioner.sentences, Captioner.sequences = sentence_ids, prompt_ids, sentences, sequences
 
+# %% ../nbs/05_captioner.ipynb #c9f6c8c0
+def _first_fit(lengths: list[int], width: int) -> list[tuple[int, int]]:
+    "Row and first column of each sequence when the longest go first, each into the first of the rows of `width` where it fits."
+    room, places = [], [None] * len(lengths)
+    for m in sorted(range(len(lengths)), key=lambda m: -lengths[m]):
+        row = next((r for r, left in enumerate(room) if left >= lengths[m]), len(room))
+        if row == len(room): room.append(width)
+        places[m] = row, width - room[row]
+        room[row] -= lengths[m]
+    return places
+
+# %% ../nbs/05_captioner.ipynb #ef694e9a
+def _decode_packed(self, video, x, real):
+    "The decoder's last states [M,T+L,d] for video tokens [M,T,d] before text tokens `x` [M,L], of which `real` [M,T+L] are read; others are 0."
+    length = real.sum(1).tolist()
+    W = max(length)
+    row, column = torch.tensor(_first_fit(length, W), device=x.device).T
+    R, j, m = int(row.max()) + 1, torch.arange(real.shape[1], device=x.device).expand_as(real), torch.arange(len(x), device=x.device)[:, None].expand_as(real)
+    at = (row * W + column)[:, None] + j                                                                    # where each token goes, of R·W
+    def spread(values, fill): return torch.full((R * W, *values.shape[2:]), fill, dtype=values.dtype, device=x.device).index_put((at[real],), values[real])
+    owner, place = spread(m, -1).view(R, W), spread(j, 0).view(R, W)
+    mask = (owner[:, :, None] == owner[:, None]) & torch.ones(W, W, dtype=torch.bool, device=x.device).tril()      # [R,W,W]
+    tokens = spread(torch.cat([video, self.decoder.transformer.wte(x)], 1), 0.).view(R, W, -1)
+    h = self.decoder.transformer(inputs_embeds=tokens, attention_mask=mask[:, None], position_ids=place).last_hidden_state.flatten(0, 1)
+    return h[at.clamp(max=R * W - 1)].masked_fill(~real[..., None], 0)
+
+Captioner._decode_packed = _decode_packed
+
 # %% ../nbs/05_captioner.ipynb #6d4a47c7
 def forward(self,
     frames,     # [M,T,D], already masked
-    x,          # [M,L] tokens from `sequences`
+    *texts,     # Blocks [M_k,L_k] of tokens from `sequences`, together M rows, one for each row of `frames`
 ):
-    "Token-mean cross-entropy of the texts `x` given `frames`. Scalar. `InputError` if they are longer than the decoder can read."
-    T, n_pos = frames.shape[1], self.decoder.config.n_positions
-    if T + x.shape[1] > n_pos: raise InputError(f"{T} frames and a text of {x.shape[1]} tokens exceed the decoder's {n_pos} positions")
-    video, text = self.encoder(frames), self.decoder.transformer.wte(x)                                     # [M,T,d], [M,L,d]
-    seen = torch.cat([x.new_ones(video.shape[:2]), x != self.ids[PAD]], 1)                                  # [M,T+L]
-    h = self.decoder.transformer(inputs_embeds=torch.cat([video, text], 1), attention_mask=seen).last_hidden_state
-    target, h = x[:, 1:], h[:, T:-1]                                                                        # each text position predicts the next
-    keep = target != self.ids[PAD]
-    return F.cross_entropy(full_precision(self.decoder.lm_head(h[keep])), target[keep])
+    "Token-mean cross-entropy of each block given its frames, [K]. `InputError` if a text is longer than the decoder can read."
+    T, n_pos, pad = frames.shape[1], self.decoder.config.n_positions, self.ids[PAD]
+    L = max(x.shape[1] for x in texts)
+    if T + L > n_pos: raise InputError(f"{T} frames and a text of {L} tokens exceed the decoder's {n_pos} positions")
+    x = torch.cat([F.pad(x, (0, L - x.shape[1]), value=pad) for x in texts])                                # [M,L]
+    video, said = self.encoder(frames), x != pad                                                            # [M,T,d]
+    h = self._decode_packed(video, x, torch.cat([said.new_ones(video.shape[:2]), said], 1))
+    target, keep, h = x[:, 1:], said[:, 1:], h[:, T:-1]                                                     # each text position predicts the next
+    loss = F.cross_entropy(full_precision(self.decoder.lm_head(h[keep])), target[keep], reduction="none")
+    block = torch.arange(len(texts), device=x.device).repeat_interleave(torch.tensor([len(o) for o in texts], device=x.device))
+    of = block[:, None].expand_as(keep)[keep]
+    return loss.new_zeros(len(texts)).index_add(0, of, loss) / torch.bincount(of, minlength=len(texts))
 
 Captioner.forward = forward
 

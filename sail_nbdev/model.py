@@ -59,7 +59,7 @@ Sail.place, Sail.localize, Sail.masks = place, localize, masks
 def full_loss(self, batch: Batch):
     "L_full: the paragraph of each video from all of its frames."
     words = self.captioner.sentences(batch.captions, batch.valid)                           # [B,N,L]
-    return self.captioner(batch.frames, self.captioner.sequences(FULL, words, batch.valid))
+    return self.captioner(batch.frames, self.captioner.sequences(FULL, words, batch.valid))[0]
 
 Sail.full_loss = full_loss
 
@@ -70,18 +70,18 @@ def caption_losses(self, batch: Batch, masks, terms):
     video, event = batch.valid.nonzero(as_tuple=True)                                       # [M] each
     own = nn.functional.one_hot(event, masks.shape[1]).bool()                               # [M,N]
     views = dict(pos=(masks, own), neg=(1 - masks, batch.valid[video] & ~own))
-    return {t: self._masked_loss(batch.frames, words, video, event, *views[t]) for t in terms}
+    rows = {t: self._view(batch.frames, words, video, event, *views[t]) for t in terms if views[t][1].any()}
+    losses = dict(zip(rows, self.captioner(torch.cat([f for f, _ in rows.values()]), *(x for _, x in rows.values())))) if rows else {}
+    return {t: losses.get(t, masks.sum() * 0) for t in terms}
 
 # %% ../nbs/08_model.ipynb #4eac8172
-def _masked_loss(self, frames, words, video, event, weights, chosen):
-    "Cross-entropy of the `chosen` [M,N] sentences given frames times `weights` [B,N,T], over the rows that have any."
+def _view(self, frames, words, video, event, weights, chosen):
+    "Frames [M,T,D] times `weights` [B,N,T], and the tokens of the `chosen` [M,N] sentences, for the events that have any."
     some = chosen.any(-1)
-    if not some.any(): return weights.sum() * 0
     v, e = video[some], event[some]
-    seen = frames[v] * weights[v, e][..., None].to(frames)                                  # [M,T,D]
-    return self.captioner(seen, self.captioner.sequences(MASK, words[v], chosen[some]))
+    return frames[v] * weights[v, e][..., None].to(frames), self.captioner.sequences(MASK, words[v], chosen[some])
 
-Sail.caption_losses, Sail._masked_loss = caption_losses, _masked_loss
+Sail.caption_losses, Sail._view = caption_losses, _view
 
 # %% ../nbs/08_model.ipynb #a7a8d947
 def guide_losses(self, batch: Batch, centers, masks):

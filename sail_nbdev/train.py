@@ -5,20 +5,21 @@
 # %% ../nbs/09_train.ipynb #dcf4c08b
 from __future__ import annotations
 
-import json, math, os, platform, shutil, sys
+import hashlib, json, math, os, platform, shutil, sys, time, warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from fastcore.script import Param
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .core import (Config, InputError, METHODS, PRESETS, atomic_path, command, derive_seed, load_config, pick_device, read_json, save_config,
                              set_seed, writable_dir, write_json, write_text)
 
 # %% auto #0
-__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'train', 'sail_train', 'parse_overrides', 'make_config',
-           'print_derivation']
+__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'train', 'estimate_cost', 'cost_table', 'sail_train',
+           'parse_overrides', 'make_config', 'print_derivation']
 
 # %% ../nbs/09_train.ipynb #b26966b7
 def lr_factor(
@@ -53,13 +54,27 @@ def load_training_data(
 
 # %% ../nbs/09_train.ipynb #8898ce43
 def _save_checkpoint(folder: Path, model, optimizer, state: dict):
+    "Write a checkpoint, whole or not at all."
     from safetensors.torch import save_file
     tensors = {f"{i}.{k}": v.contiguous() for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-    with atomic_path(folder) as tmp:
-        tmp.mkdir(); model.save_pretrained(tmp)
-        save_file(tensors, str(tmp/"optimizer.safetensors")); write_json(tmp/"state.json", state)
+    try:
+        with atomic_path(folder) as tmp:
+            tmp.mkdir(); model.save_pretrained(tmp)
+            save_file(tensors, str(tmp/"optimizer.safetensors")); write_json(tmp/"state.json", state)
+    except (OSError, SafetensorError) as e: raise InputError(f"{folder}: cannot be written ({e}); checkpoints before it are kept, --resume goes on from them") from None
+
+def _saved(out: Path) -> list[Path]:
+    "The checkpoints of a run, newest first."
+    return sorted((p for p in (out/"checkpoints").glob("*") if p.name.isdigit()), key=lambda p: -int(p.name))
+
+def _save_step(out: Path, model, optimizer, state: dict, keep: int = 2):
+    "A checkpoint named after its number of updates; older ones than the last `keep` go."
+    _save_checkpoint(out/"checkpoints"/f"{state['step']:08}", model, optimizer, state)
+    for old in _saved(out)[keep:]: shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/09_train.ipynb #66e94c29
+_START = dict(stage=1, epoch=0, update=0, step=0, bad=[])     # where a run is: updates of the epoch done, updates in all, videos of the last ones if they were not finite
+
 def _load_checkpoint(folder: Path, model, optimizer) -> dict:
     from safetensors.torch import load_file
     from sail_nbdev.model import load_weights
@@ -69,7 +84,7 @@ def _load_checkpoint(folder: Path, model, optimizer) -> dict:
         i, name = key.split(".", 1)
         state["state"].setdefault(int(i), {})[name] = v
     optimizer.load_state_dict(state)
-    return read_json(folder/"state.json")
+    return {**_START, **read_json(folder/"state.json")}
 
 # %% ../nbs/09_train.ipynb #32b88d60
 def _updates(config: Config, stage: int) -> list[tuple]:
@@ -82,39 +97,65 @@ def _batches_per_update(config: Config, acc) -> int:
     return math.ceil(config.accumulate / acc.num_processes) * acc.num_processes
 
 # %% ../nbs/09_train.ipynb #3f62bbf2
-def train_epoch(acc, model, optimizer, data, stage: int, epoch: int, step: int, total: int, log, progress: bool = True):
-    "One pass over `data`; calls `log` with a row for each update and returns the number of updates done so far."
+def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=None, progress: bool = True):
+    """The rest of an epoch, from `at` (stage, epoch, updates of it done, step, bad updates in a row) on. `log` gets a row for each update, `save(at)` is called after each.
+    Raises `FloatingPointError` when ten updates in a row come out not finite."""
     from sail_nbdev.data import batches
-    c = data.config
-    set_seed(derive_seed(c.seed, "epoch", stage, epoch, acc.process_index))
+    c, stage, epoch = data.config, at["stage"], at["epoch"]
     model.train()
     order, n = batches(data, c.batch_size, derive_seed(c.seed, "order", stage, epoch)), _batches_per_update(c, acc)
     groups = [order[i:i + n] for i in range(0, len(order), n)]
     groups = [g[acc.process_index::acc.num_processes] or g[:1] for g in groups]                  # this process's share
-    feed = data.stream([index for g in groups for _ in _updates(c, stage) for index in g])
-    for group in tqdm(groups, desc=f"stage {stage} epoch {epoch + 1}", leave=False, disable=not (progress and acc.is_main_process)):
-        for g in optimizer.param_groups: g["lr"] = c.lr * lr_factor(step, total, c.warmup)
-        for terms in _updates(c, stage): row = _update(acc, model, optimizer, feed, group, c.clip_norm, stage, terms)
-        log(dict(stage=stage, epoch=epoch, step=step, lr=optimizer.param_groups[0]["lr"], **row))
-        step += 1
-    return step
+    todo = groups[at["update"]:]
+    feed = data.stream([index for g in todo for _ in _updates(c, stage) for index in g])
+    for group in tqdm(todo, desc=f"stage {stage} epoch {epoch + 1}", total=len(groups), initial=at["update"], leave=False, disable=not (progress and acc.is_main_process)):
+        for g in optimizer.param_groups: g["lr"] = c.lr * lr_factor(at["step"], total, c.warmup)
+        for k, terms in enumerate(_updates(c, stage)):
+            set_seed(derive_seed(c.seed, "update", at["step"], k, acc.process_index))
+            row = _update(acc, model, optimizer, feed, group, c, stage, terms)
+            at = {**at, "bad": [*at["bad"], [data.ids[i] for index in group for i in index]] if "skipped" in row else []}      # in a row, the last ones
+            if len(at["bad"]) == 10: raise _BadBatches(at["bad"])
+        log(dict(stage=stage, epoch=epoch, step=at["step"], lr=optimizer.param_groups[0]["lr"], **row))
+        at = {**at, "update": at["update"] + 1, "step": at["step"] + 1}
+        if save: save(at)
+    return at
 
 # %% ../nbs/09_train.ipynb #c71ddc53
-def _update(acc, model, optimizer, feed, group, clip_norm, stage, terms) -> dict:
-    "One optimizer step on the mean loss of the next batches of `feed`, those of `group`; returns the mean of each loss term."
+class _BadBatches(FloatingPointError):
+    "Ten updates in a row that were not finite."
+    def __init__(self, ids): super().__init__(f"{len(ids)} updates in a row had a loss or a gradient that is not finite; the run stops"); self.ids = ids
+
+def _update(acc, model, optimizer, feed, group, config, stage, terms) -> dict:
+    "One optimizer step on the mean loss of the next batches of `feed`, those of `group`; returns the mean of each loss term. What is not finite is left out, in all processes."
     sums = {}
     for _, batch in zip(group, feed):
         with acc.autocast(): out = model(batch, stage=stage, terms=terms)
         acc.backward(out["total"] / len(group))
-        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.item() / len(group)
-    if not math.isfinite(sums["total"]): raise FloatingPointError(f"loss {sums['total']} in stage {stage} on batches {group}")
-    acc.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step(); optimizer.zero_grad()
-    return sums
+        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.detach() / len(group)
+    sums = acc.reduce(sums, "mean") if acc.num_processes > 1 else sums
+    norm = acc.clip_grad_norm_(model.parameters(), config.clip_norm)
+    ok = sums["total"].isfinite() and (config.precision == "fp16" or norm.isfinite())             # fp16: its scaler looks at the gradients
+    if ok or config.precision == "fp16": optimizer.step()
+    optimizer.zero_grad()
+    return {k: v.item() for k, v in sums.items()} if ok else {"skipped": True}
 
 # %% ../nbs/09_train.ipynb #b020e849
 def _versions() -> dict:
     return {p: version(p) for p in ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")} | {"python": platform.python_version()}
+
+# %% ../nbs/09_train.ipynb #a8707091
+def _git_state() -> str | None:
+    "The commit of this package, with + if something in it has changed since; None where it does not lie in a repository of its own."
+    import subprocess
+    def git(*args): return subprocess.run(["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    try: return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".") else "") if git("ls-files", "train.py") else None
+    except (OSError, NameError, subprocess.SubprocessError): return None
+
+def _data_sums(data: Path) -> dict[str, str]:
+    "SHA-256 of the small files that training reads."
+    from sail_nbdev.data import annotation_files
+    files = [annotation_files(data, "train")[0], *(data/f for f in ("synthetic.json", "features/store.json", "text/store.json", "synthetic_text/store.json"))]
+    return {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.exists()}
 
 # %% ../nbs/09_train.ipynb #befbcbf5
 def _encoder_settings(data: Path, out: Path) -> dict:
@@ -147,7 +188,7 @@ def _write_start(config: Config, out: Path, data: Path | None, stage1) -> None:
     if (out/"config.json").exists(): return
     if stage1:
         with atomic_path(out/"stage1") as tmp: shutil.copytree(Path(stage1)/"stage1", tmp)
-    write_json(out/"run.json", dict(versions=_versions(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data or "given in memory")))
+    write_json(out/"run.json", dict(versions=_versions(), git=_git_state(), seed=config.seed, command=[Path(sys.argv[0]).name, *sys.argv[1:]], data=str(data or "given in memory"), **(dict(data_sha256=_data_sums(data)) if data else {})))
     if data: write_json(out/"encoder.json", _encoder_settings(data, out))
     save_config(config, out/"config.json")
 
@@ -176,8 +217,10 @@ def train(
     tokenizer=None,                 # Made from the captions if None and nothing is pretrained
     device: str | None = None,      # Best there is if None
     progress: bool = True,          # Show bars
+    last_stage: int = 2,            # 1 stops after the first stage; `resume=True` goes on with the second
+    checkpoint_minutes: float = 10.,    # Minutes between two checkpoints inside an epoch
 ):
-    "Train both stages and write the run folder; returns the model. Interrupt it at any time: `resume=True` goes on from the last epoch, with the same numbers."
+    "Train both stages and write the run folder; returns the model. Interrupt it at any time: `resume=True` goes on from the last checkpoint, with the same numbers."
     import torch
     from sail_nbdev.captioner import train_tokenizer
     from sail_nbdev.model import Sail
@@ -194,34 +237,95 @@ def train(
     state = _resume(model, optimizer, out, stage1)
     acc.wait_for_everyone()                                     # every process has seen the folder as it was
     if acc.is_main_process: _write_start(config, out, folder, stage1)
-    return _run_stages(acc, model, optimizer, data, out, state, progress)
+    try: return _run_stages(acc, model, optimizer, data, out, state, last_stage, checkpoint_minutes, progress)
+    except _BadBatches as e: write_json(out/"bad_batches.json", e.ids); raise
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
     "Load the newest state there is: this run's last epoch, its first stage, or another run's."
-    for folder in (out/"checkpoint", out/"stage1", Path(stage1 or out)/"stage1"):
-        if (folder/"state.json").exists(): return _load_checkpoint(folder, model, optimizer)
-    return dict(stage=1, epoch=0, step=0)
+    for folder in (*_saved(out), out/"stage1", Path(stage1 or out)/"stage1"):
+        if not folder.is_dir(): continue
+        try: return _load_checkpoint(folder, model, optimizer)
+        except (InputError, OSError, ValueError, KeyError, SafetensorError) as e:
+            if folder.parent.name != "checkpoints": raise
+            warnings.warn(f"{folder}: cannot be read ({str(e).splitlines()[0][:160]}); going on from the one before")
+    return dict(_START)
 
 # %% ../nbs/09_train.ipynb #5c181fb5
-def _run_stages(acc, model, optimizer, data, out: Path, state: dict, progress: bool):
-    "Train from `state` to the end; a checkpoint each epoch, `stage1/` after the first stage, the model at the end."
-    c = data.config
+def _run_stages(acc, model, optimizer, data, out: Path, at: dict, last: int, minutes: float, progress: bool):
+    "Train from `at` to the end of stage `last`; checkpoints on the way, `stage1/` after the first stage, the model at the end."
+    c, saved, log = data.config, time.monotonic(), _open_log(out/"log.jsonl", at["step"]) if acc.is_main_process else lambda row: None
     epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}
-    per_epoch = math.ceil(math.ceil(len(data) / c.batch_size) / _batches_per_update(c, acc))
-    total, log = per_epoch * sum(epochs.values()), _open_log(out/"log.jsonl", state["step"])
+    total = math.ceil(math.ceil(len(data) / c.batch_size) / _batches_per_update(c, acc)) * sum(epochs.values())
     wrapped, optimizer = acc.prepare(model, optimizer)
-    for stage in (1, 2):
-        for epoch in range(state["epoch"] if stage == state["stage"] else 0, epochs[stage] if stage >= state["stage"] else 0):
-            step = train_epoch(acc, wrapped, optimizer, data, stage, epoch, state["step"], total, log if acc.is_main_process else lambda row: None, progress)
-            last = epoch + 1 == epochs[stage]
-            state = dict(stage=stage + last, epoch=0 if last else epoch + 1, step=step)
-            if acc.is_main_process:
-                _save_checkpoint(out/("stage1" if last and stage == 1 else "checkpoint"), model, optimizer, state)
-                if last and stage == 1: shutil.rmtree(out/"checkpoint", ignore_errors=True)
-            acc.wait_for_everyone()
-    if acc.is_main_process: model.save_pretrained(out); shutil.rmtree(out/"checkpoint", ignore_errors=True)
+    if acc.scaler and "scaler" in at: acc.scaler.load_state_dict(at.pop("scaler"))
+    def save(at, always=False):
+        nonlocal saved
+        if acc.scaler: at = {**at, "scaler": acc.scaler.state_dict()}
+        if acc.is_main_process and (always or time.monotonic() - saved > 60 * minutes): _save_step(out, model, optimizer, at); saved = time.monotonic()
+    while at["stage"] <= last:
+        if at["epoch"] < epochs[at["stage"]]: at = train_epoch(acc, wrapped, optimizer, data, at, total, log, save, progress)
+        at = {**at, "epoch": at["epoch"] + 1, "update": 0}
+        if at["epoch"] < epochs[at["stage"]]: save(at, True)
+        else:
+            at = {**at, "stage": at["stage"] + 1, "epoch": 0}
+            if acc.is_main_process and at["stage"] == 2: _save_checkpoint(out/"stage1", model, optimizer, at); shutil.rmtree(out/"checkpoints", ignore_errors=True)
+        acc.wait_for_everyone()
+    if acc.is_main_process and last == 2: model.save_pretrained(out); shutil.rmtree(out/"checkpoints", ignore_errors=True)
     return model.eval()
+
+# %% ../nbs/09_train.ipynb #e67effdf
+def estimate_cost(
+    config: Config,
+    n_videos: int,              # Training videos
+    device: str | None = None,  # Best there is if None
+    n_steps: int = 2,           # Measured batches of each stage, after one that is not
+) -> dict:                      # {"device", "seconds": {stage: per batch}, "hours", "gib": peak memory on a GPU or None}
+    "Seconds of a batch of each stage, measured here with random weights, and the hours of the whole training."
+    import torch
+    from sail_nbdev.model import Sail
+    acc, c = _accelerator(config, device), replace(config, pretrained=None)
+    model = Sail(c).to(acc.device).train()
+    optimizer, batch = torch.optim.AdamW(model.parameters(), c.lr), _made_up_batch(c, acc.device)
+    model, optimizer = acc.prepare(model, optimizer)
+    if acc.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
+    def seconds(stage):
+        start = time.perf_counter()
+        with acc.autocast(): loss = model(batch, stage=stage)["total"]
+        acc.backward(loss); optimizer.step(); optimizer.zero_grad(); loss.item()
+        return time.perf_counter() - start
+    each = {s: sorted(seconds(s) for _ in range(1 + n_steps))[n_steps // 2] for s in (1, 2)}
+    batches = math.ceil(n_videos / c.batch_size)
+    gib = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else None
+    return dict(device=torch.cuda.get_device_name() if gib else f"{acc.device}, {torch.get_num_threads()} threads", preset=c.name, videos=n_videos, seconds=each, gib=gib, hours=batches * (c.epochs_stage1 * each[1] + c.epochs_stage2 * each[2]) / 3600)
+
+# %% ../nbs/09_train.ipynb #5f48a6c6
+_MEAN_EVENTS, _VIDEOS = {"activitynet": 3.74, "youcook2": 7.75}, {"activitynet": 10_009, "youcook2": 1_333}
+_PAPERS = {"activitynet": {"SAIL, 1 x A6000, as published": 101 / 60, "SAIL, 1 x A6000, re-measured by SBS": 110 / 60}}
+
+def _made_up_batch(c: Config, device):
+    "A batch of the configuration's size: captions of thirteen words, as many as the mean of the data set, features at random."
+    import torch
+    from sail_nbdev.data import Batch
+    mean, B, D = _MEAN_EVENTS.get(c.name, 4), c.batch_size, c.feature_dim
+    n = [min(c.n_queries, round(mean) + (i % 3) - 1) for i in range(B)]
+    valid = torch.arange(max(n)) < torch.tensor(n)[:, None]
+    words = "a man in red stands on the field and throws two balls away."
+    return Batch([str(i) for i in range(B)], [[words] * k for k in n], torch.randn(B, c.n_frames, D), valid, torch.randn(B, max(n), D), torch.randn(B, max(n) - 1, D), valid[:, 1:]).to(device)
+
+# %% ../nbs/09_train.ipynb #badca9f7
+def cost_table(
+    cost: dict,     # From `estimate_cost`
+) -> str:
+    "The estimate as text, with the papers' hours for the same preset."
+    memory = f"; {cost['gib']:.1f} GiB" if cost["gib"] else ""
+    rows = [f"{cost['preset']}, {cost['videos']:,} videos, on {cost['device']}: {cost['seconds'][1]:.2f} s a batch in stage 1, {cost['seconds'][2]:.2f} s in stage 2{memory}", f"  all epochs, measured here and scaled up: {cost['hours']:.2f} h"]
+    return "\n".join(rows + [f"  {who}: {h:.2f} h" for who, h in _PAPERS.get(cost["preset"], {}).items()])
+
+def _n_videos(preset: str, data) -> int:
+    "Training videos of the data folder, or of the data set that a preset is named after."
+    if data is None and preset not in _VIDEOS: raise InputError(f"--estimate for {preset}: needs --data, to know how many videos there are")
+    return _VIDEOS[preset] if data is None else len(_described(data)[0])
 
 # %% ../nbs/09_train.ipynb #2746ab27
 @command
@@ -234,14 +338,19 @@ def sail_train(
     resume: bool = False,                   # Go on with the run in --out; starts afresh where there is none
     stage1: str = None,                     # A run folder whose first stage is taken over
     device: str = None,                     # cpu, cuda, mps (the best there is if not given)
+    stage: int = 2,                         # The last stage to train: 1 or 2
+    estimate: bool = False,                 # Only measure a few steps here and say what training would take
     override: Param("Settings as key=value", str, nargs="*") = None,
 ):
     "Train SAIL or one of its relatives: RUN/model.safetensors, config.json, log.jsonl."
+    overrides = parse_overrides(override) | ({} if seed is None else {"seed": seed})
+    if stage not in (1, 2): raise InputError(f"--stage {stage}: must be 1 or 2")
+    if estimate: return print(cost_table(estimate_cost(make_config(preset, method, data, **overrides), _n_videos(preset, data), device)))
     for name, value in (("--data", data), ("--out", out)):
         if value is None: raise InputError(f"{name} must be given")
-    overrides = parse_overrides(override) | ({} if seed is None else {"seed": seed})
     if preset == "plain": print_derivation(data, overrides)
-    train(make_config(preset, method, data, **overrides), data, out, resume=resume, stage1=stage1, device=device)
+    try: train(make_config(preset, method, data, **overrides), data, out, resume=resume, stage1=stage1, device=device, last_stage=stage)
+    except FloatingPointError as e: print(f"sail_train: {e}; the videos in them are listed in {Path(out)/'bad_batches.json'}", file=sys.stderr); return 1
 
 # %% ../nbs/09_train.ipynb #f0b5dcb0
 def parse_overrides(

@@ -300,7 +300,7 @@ def test_a_grid_goes_on_where_it_was_stopped(demo, tmp_path):
     os.killpg(p.pid, signal.SIGINT)
     said = p.communicate(timeout=60)[1]
     assert p.returncode == 130 and "finished steps are kept" in said, said[-2000:]
-    done = {q: q.stat().st_mtime_ns for q in out.rglob("model.safetensors") if q.parent.name != "checkpoint"}
+    done = {q: q.stat().st_mtime_ns for q in out.rglob("model.safetensors") if q.parent.parent.name != "checkpoints"}
     assert len(done) >= 3 and not (out/"table.md").exists()
     r = run(*args)
     assert r.returncode == 0, r.stderr[-2000:]

@@ -1,0 +1,197 @@
+"Training that is killed, torn, fed with what is not a number, split over processes, and stopped between its stages; and a run folder that can be repeated."
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_data import data_folder
+
+from sail_nbdev.core import Config, read_json, save_config
+from sail_nbdev.model import Sail
+from sail_nbdev.train import train
+
+TINY = dict(feature_dim=12, d_model=16, n_heads=2, encoder_ffn=24, localizer_ffn=24, decoder_width=20, decoder_heads=2, n_frames=9, n_queries=4, max_captions=4, batch_size=2, accumulate=1, epochs_stage1=2, epochs_stage2=2)
+UPDATES = 3 * 4         # six videos
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory): return data_folder(tmp_path_factory.mktemp("data"), lambda n: None)
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    "A run that nothing happened to."
+    out = tmp_path_factory.mktemp("alone")/"run"
+    train(Config.preset("toy", **TINY), data, out, device="cpu", progress=False)
+    return out
+
+
+def same_run(a, b):
+    x, y = (load_file(o/"model.safetensors") for o in (a, b))
+    assert all(torch.equal(x[k], y[k]) for k in x)
+    assert (a/"log.jsonl").read_text() == (b/"log.jsonl").read_text()
+
+
+def log(out): return [json.loads(line) for line in (out/"log.jsonl").read_text().splitlines()]
+
+
+# -- killed
+
+SCRIPT = """
+import sys, time; from sail_nbdev.core import load_config; from sail_nbdev import train as t
+update = t._update
+def slow(*a): time.sleep(.05); return update(*a)
+t._update = slow
+t.train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], resume=True, device="cpu", progress=False, checkpoint_minutes=0)
+"""
+
+
+def kill_and_continue(tmp_path, data, alone, kills):
+    save_config(Config.preset("toy", **TINY), tmp_path/"c.json")
+    rng, out, done = random.Random(kills), tmp_path/"run", 0
+    def start(): return subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path/"c.json"), str(data), str(out)], stderr=subprocess.PIPE)
+    for _ in range(kills):
+        p, begin, before = start(), time.time(), (out/"log.jsonl").stat().st_size if (out/"log.jsonl").exists() else 0
+        while p.poll() is None and ((out/"log.jsonl").stat().st_size if (out/"log.jsonl").exists() else 0) <= before and time.time() - begin < 60: time.sleep(.002)
+        time.sleep(rng.random() * .12)
+        p.send_signal(signal.SIGKILL); p.wait(); done += p.returncode == -signal.SIGKILL
+        if (out/"model.safetensors").exists(): break
+    p = start(); assert p.wait() == 0, p.stderr.read()
+    same_run(alone, out)
+    return done
+
+
+def test_killed_three_times_ends_in_the_same_weights(tmp_path, data, alone): assert kill_and_continue(tmp_path, data, alone, 3) == 3
+
+
+@pytest.mark.skipif("SAIL_NIGHT" not in os.environ, reason="takes minutes; set SAIL_NIGHT=1 to run it")
+def test_killed_twenty_times_ends_in_the_same_weights(tmp_path, data, alone): assert sum(kill_and_continue(tmp_path/str(i), data, alone, 5) for i in range(4)) >= 16
+
+
+# -- checkpoints
+
+def interrupted(data, out, after, **kwargs):
+    "Train until `after` updates are done."
+    from sail_nbdev import train as t
+    update, count = t._update, [0]
+    def stop(*a):
+        if count[0] == after: raise KeyboardInterrupt
+        count[0] += 1
+        return update(*a)
+    t._update = stop
+    try: train(Config.preset("toy", **TINY), data, out, resume=True, device="cpu", progress=False, checkpoint_minutes=0, **kwargs)
+    except KeyboardInterrupt: pass
+    finally: t._update = update
+
+
+@pytest.mark.parametrize("harm", [lambda f: f.write_bytes(f.read_bytes()[:-100]), lambda f: f.unlink(), lambda f: f.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(tmp_path, data, alone, harm, name):
+    interrupted(data, tmp_path/"run", 8)
+    found = sorted((tmp_path/"run"/"checkpoints").iterdir())
+    assert [p.name for p in found] == ["00000007", "00000008"]
+    harm(found[1]/name)
+    with pytest.warns(UserWarning, match="00000008: cannot be read .*going on from the one before"):
+        train(Config.preset("toy", **TINY), data, tmp_path/"run", resume=True, device="cpu", progress=False)
+    same_run(alone, tmp_path/"run")
+    assert not (tmp_path/"run"/"checkpoints").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
+    "Files may grow to 20 kB only: the first checkpoint cannot be written. Later there is room."
+    code = SCRIPT.replace("import sys, time;", "import sys, time, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);").replace("t.train(", "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\nt.train(")
+    save_config(Config.preset("toy", **TINY), tmp_path/"c.json")
+    interrupted(data, tmp_path/"run", 4)
+    before = sorted(p.name for p in (tmp_path/"run"/"checkpoints").iterdir())
+    r = subprocess.run([sys.executable, "-c", code, str(tmp_path/"c.json"), str(data), str(tmp_path/"run")], capture_output=True, text=True)
+    assert "InputError" in r.stderr and "cannot be written" in r.stderr and "--resume goes on from them" in r.stderr, r.stderr[-1500:]
+    assert sorted(p.name for p in (tmp_path/"run"/"checkpoints").iterdir()) == before == ["00000003", "00000004"]
+    train(Config.preset("toy", **TINY), data, tmp_path/"run", resume=True, device="cpu", progress=False)
+    same_run(alone, tmp_path/"run")
+
+
+def test_stages_one_after_the_other(tmp_path, data, alone):
+    command = [str(Path(sys.executable).parent/"sail_train"), "toy", "--data", str(data), "--out", str(tmp_path/"run"), "--device", "cpu", "--override", *(f"{k}={v}" for k, v in TINY.items())]
+    assert subprocess.run([*command, "--stage", "1"], capture_output=True).returncode == 0
+    assert (tmp_path/"run"/"stage1"/"state.json").exists() and not (tmp_path/"run"/"model.safetensors").exists() and len(log(tmp_path/"run")) == UPDATES // 2
+    assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
+    same_run(alone, tmp_path/"run")
+    r = subprocess.run([*command, "--stage", "3"], capture_output=True, text=True)
+    assert r.returncode == 2 and r.stderr.strip() == "sail_train: --stage 3: must be 1 or 2"
+
+
+def test_a_run_says_what_it_was_made_of(alone, data):
+    about = read_json(alone/"run.json")
+    assert set(about) == {"versions", "git", "seed", "command", "data", "data_sha256"} and set(about["data_sha256"]) == {"annotations/train.json", "synthetic.json", "features/store.json", "text/store.json", "synthetic_text/store.json"}
+    import hashlib
+    assert about["data_sha256"]["synthetic.json"] == hashlib.sha256((data/"synthetic.json").read_bytes()).hexdigest()
+
+
+# -- not a number
+
+def poisoned(monkeypatch, when):
+    "The loss, or its gradient, is not finite at the calls that `when` names."
+    forward, calls = Sail.forward, [0]
+    def bad(self, batch, **kwargs):
+        out, how = forward(self, batch, **kwargs), when(calls[0])
+        calls[0] += 1
+        if how == "loss": return {**out, "total": out["total"] * math.nan}
+        if how == "gradient": return {**out, "total": out["total"] + 0 * (next(self.parameters()).flatten()[0] * 0).sqrt()}     # 0 times the infinite slope of a root at 0
+        return out
+    monkeypatch.setattr(Sail, "forward", bad)
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_left_out(tmp_path, data, monkeypatch, how):
+    poisoned(monkeypatch, lambda i: how if i in (2, 5, 6, 7) else None)
+    train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False)
+    rows = log(tmp_path/"run")
+    assert [i for i, r in enumerate(rows) if r.get("skipped")] == [2, 5, 6, 7] and len(rows) == UPDATES
+    assert all(math.isfinite(r["total"]) for i, r in enumerate(rows) if i not in (2, 5, 6, 7))
+    assert all(w.isfinite().all() for w in load_file(tmp_path/"run"/"model.safetensors").values())
+
+
+def test_ten_in_a_row_stop_the_run(tmp_path, data, monkeypatch, alone):
+    with monkeypatch.context() as m:
+        poisoned(m, lambda i: "loss" if i >= 1 else None)
+        with pytest.raises(FloatingPointError, match="10 updates in a row"): train(Config.preset("toy", **{**TINY, "epochs_stage1": 4}), data, tmp_path/"run", device="cpu", progress=False, checkpoint_minutes=0)
+    ids = read_json(tmp_path/"run"/"bad_batches.json")
+    assert len(ids) == 10 and all(len(b) == 2 and set(b) <= {f"v{i}" for i in range(6)} for b in ids)
+    for folder in (tmp_path/"run"/"checkpoints").iterdir():
+        assert all(w.isfinite().all() for f in ("model", "optimizer") for w in load_file(folder/f"{f}.safetensors").values())
+
+
+# -- several processes
+
+def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
+    "gloo on a CPU, dropout off: two batches an update, in one process or one in each of two."
+    config = Config.preset("toy", **{**TINY, "batch_size": 1, "accumulate": 2}, dropout=0.)
+    save_config(config, tmp_path/"c.json")
+    train(config, data, tmp_path/"one", device="cpu", progress=False)
+    code = "import sys; from sail_nbdev.core import load_config; from sail_nbdev.train import train; train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], device='cpu', progress=False)"
+    (tmp_path/"go.py").write_text(code)
+    r = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617", str(tmp_path/"go.py"), str(tmp_path/"c.json"), str(data), str(tmp_path/"two")], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-3000:]
+    one, two = log(tmp_path/"one"), log(tmp_path/"two")
+    assert len(one) == len(two) == UPDATES
+    for a, b in zip(one, two):
+        for k in a: assert a[k] == pytest.approx(b[k], abs=1e-5), (k, a, b)
+    x, y = (load_file(tmp_path/o/"model.safetensors") for o in ("one", "two"))
+    assert max((x[k] - y[k]).abs().max().item() for k in x) < 1e-5
+
+
+# -- what will it take
+
+def test_an_estimate_needs_no_data():
+    r = subprocess.run([str(Path(sys.executable).parent/"sail_train"), "toy", "--estimate", "--device", "cpu"], capture_output=True, text=True)
+    assert r.returncode == 2 and "--estimate for toy: needs --data" in r.stderr
+    r = subprocess.run([str(Path(sys.executable).parent/"sail_train"), "activitynet", "--estimate", "--device", "cpu", "--override", *(f"{k}={v}" for k, v in TINY.items() if not k.startswith("epochs")), "vocab_size=300"], capture_output=True, text=True)
+    assert r.returncode == 0 and r.stdout.startswith("activitynet, 10,009 videos, on cpu") and "SAIL, 1 x A6000, as published: 1.68 h" in r.stdout, r
