@@ -490,7 +490,9 @@ def verify(self: FeatureStore) -> list[tuple[str, str]]:
 # %% ../nbs/02_features.ipynb #fd9c2b7d
 def _stack(frames: list):
     "Frames of `iter_frames`, arrays or tensors, as one [n,H,W,3]."
-    return np.stack(frames) if isinstance(frames[0], np.ndarray) else sys.modules["torch"].stack(frames)
+    if isinstance(frames[0], np.ndarray): return np.stack(frames)
+    import torch
+    return torch.stack(frames)
 
 def _chunks(path, fps: float, decode: str = "cpu", most: int = 64, most_bytes: float = 6.4e7):
     "Yield uint8 [n,H,W,3] of at most `most` frames and about `most_bytes` bytes; the generator's return value is the duration in seconds."
@@ -615,12 +617,13 @@ def _extract_local(jobs: dict, store, encoder, fps: float, workers: int | None, 
 class _RayWorker:
     "One process of the cluster: `_extract_local` on the videos that it is handed."
     def __init__(self, folder: str, build: dict, settings: dict):
-        self.store, self.encoder, self.settings = FeatureStore(folder), Encoder(**build), settings
-        _same_making(self.store, **self.encoder.meta)
+        self.settings, self.wrong = settings, None
+        try: self.store, self.encoder = FeatureStore(folder), Encoder(**build); _same_making(self.store, **self.encoder.meta)
+        except InputError as e: self.wrong = f"on {socket.gethostname()}: {e}"
 
     def __call__(self, rows: dict) -> dict:
         jobs = {str(i): Path(p) for i, p in zip(rows["id"], rows["path"])}
-        said = dict(_extract_local(jobs, self.store, self.encoder, **self.settings))
+        said = dict.fromkeys(jobs, self.wrong) if self.wrong else dict(_extract_local(jobs, self.store, self.encoder, **self.settings))
         return {"id": np.array(list(said), object), "reason": np.array([r or "" for r in said.values()], object)}
 
 # %% ../nbs/02_features.ipynb #5d603c2e
@@ -644,7 +647,7 @@ def _extract_ray(jobs: dict, store, encoder, fps: float, workers: int | None, ba
     ray = _start_ray()
     have = ray.cluster_resources()
     gpus, cpus = (int(have.get("GPU", 0)) if "cuda" in encoder.device else 0), max(1, int(have.get("CPU", 1)))
-    n = min(workers or gpus or cpus, math.ceil(len(jobs) / together) if not workers else workers)
+    n = workers or min(gpus or cpus, math.ceil(len(jobs) / together))
     settings = dict(fps=fps, workers=max(1, cpus // n), batch_size=batch_size, decode=decode)
     rows = ray.data.from_items([{"id": i, "path": str(p.resolve())} for i, p in jobs.items()], override_num_blocks=math.ceil(len(jobs) / together))
     said = rows.map_batches(_RayWorker, batch_size=together, compute=ray.data.ActorPoolStrategy(size=n), num_cpus=1, num_gpus=min(1, gpus / n),
@@ -665,6 +668,7 @@ def extract(
 ) -> dict:                        # {"done": [ids], "skipped": [ids], "failed": {id: reason}}
     "Put the features of all videos into `store`. Videos that are there and whose file has the same size are skipped; failures go to `failed.jsonl` in the store with their reason."
     if engine not in _ENGINES: raise InputError(f"engine={engine!r} is not one of {', '.join(_ENGINES)}")
+    if decode.split(":")[0] not in ("cpu", "cuda"): raise InputError(f"decode={decode!r} is not one of cpu, cuda")
     _same_making(store, **encoder.meta, fps=fps)
     jobs = _named(paths)
     todo = {i: p for i, p in jobs.items() if store.source(i) != _source(p)}
@@ -848,6 +852,7 @@ def sail_features(
     if (paths or arrays) and not out: raise InputError("--out STORE is needed: the folder the features go to")
     if texts: annotation_files(texts, "train")
     if engine not in _ENGINES: raise InputError(f"--engine {engine}: is not one of {', '.join(_ENGINES)}")
+    if decode.split(":")[0] not in ("cpu", "cuda"): raise InputError(f"--decode {decode}: is not one of cpu, cuda")
     jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
     failed = {}
     if arrays:

@@ -43,6 +43,19 @@ def demo(tmp_path_factory):
     return out
 
 
+def test_captions_of_one_writer_are_not_taken_for_another_s(demo):
+    "The demo's world has the rule's captions between its events; a language model does not go on there."
+    pytest.importorskip("gguf")
+    from sail_nbdev.augment import small_model
+    from sail_nbdev.core import InputError
+    try: small_model()
+    except InputError as e: pytest.skip(str(e))
+    before = (demo/"world"/"synthetic.json").read_bytes()
+    r = run("sail_demo", "--out", demo, "--fast", "--device", "cpu", "--llm")
+    assert r.returncode == 2 and "the gap captions there are by rules" in r.stderr and "choose another folder" in r.stderr and "Traceback" not in r.stderr, r.stderr[-2000:]
+    assert (demo/"world"/"synthetic.json").read_bytes() == before
+
+
 # -- what it writes
 
 def keys(d):

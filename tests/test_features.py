@@ -450,6 +450,20 @@ def test_ray_on_two_nodes_makes_the_same_store(clip_folder, tmp_path):
     assert (tmp_path/"near"/"failed.jsonl").read_bytes() == (tmp_path/"far"/"failed.jsonl").read_bytes()
 
 
+def test_a_cluster_machine_with_another_encoder_adds_nothing(clip_folder, tmp_path):
+    "Its videos fail with the reason; what one process of the cluster does is looked at without the cluster."
+    from sail_nbdev.features import _RayWorker
+    path = write_clip(tmp_path/"v.mp4", grey(10))
+    rows, settings = {"id": np.array(["v"]), "path": np.array([str(path)])}, dict(fps=1.0, workers=1, batch_size=4, decode="cpu")
+    e = Encoder(str(clip_folder), device="cpu")
+    store = FeatureStore.create(tmp_path/"s", **{**e.meta, "weights": "0" * 16}, fps=1.0)
+    said = _RayWorker(str(store.folder), e.build, settings)(rows)
+    assert said["id"].tolist() == ["v"] and "weights=" in said["reason"][0] and said["reason"][0].startswith("on ") and len(store) == 0
+    assert "is not a feature store" in _RayWorker(str(tmp_path/"nowhere"), e.build, settings)(rows)["reason"][0]
+    good = FeatureStore.create(tmp_path/"g", **e.meta, fps=1.0)
+    assert _RayWorker(str(good.folder), e.build, settings)(rows)["reason"].tolist() == [""] and len(good) == 1
+
+
 def test_engines_that_are_not_there(clip_folder, tmp_path):
     write_clip(tmp_path/"v.mp4", grey(10))
     command = [str(Path(sys.executable).parent/"sail_features"), str(tmp_path/"v.mp4"), "--model", str(clip_folder), "--pretrained", "none", "--device", "cpu", "--out", str(tmp_path/"s")]
