@@ -344,18 +344,15 @@ class AnswerCache:
         self.path, self.rows, self.torn, self.read_to = Path(path) if path else None, {}, 0, 0
         if self.path is None: return
         writable_dir(self.path.parent)
-        self.locks = open(self.path.with_name(f".{self.path.name}.lock"), "ab")
-        raw = self.path.read_bytes() if self.path.exists() else b""
-        if raw and not raw.endswith(b"\n"): self._append(b"\n")
+        self.file = open(self.path, "a+b", buffering=0)         # the only one of this process: closing another one would let go of the locks
+        if (size := self.file.seek(0, 2)) and (self.file.seek(size - 1), self.file.read(1))[1] != b"\n": self.file.write(b"\n")
         self.refresh()
-
-    def _append(self, data: bytes) -> None:
-        with open(self.path, "ab", buffering=0) as f: f.write(data)
 
     def refresh(self) -> None:
         "Read the whole lines that were appended since the last time, by whomever."
-        if self.path is None or not self.path.exists(): return
-        with open(self.path, "rb") as f: f.seek(self.read_to); new = f.read()
+        if self.path is None: return
+        self.file.seek(self.read_to)
+        new = self.file.read()
         new = new[:new.rfind(b"\n") + 1]
         self.read_to += len(new)
         for line in new.splitlines():
@@ -364,7 +361,7 @@ class AnswerCache:
 
     def add(self, **row) -> None:
         "Keep one row, which has a `key`."
-        if self.path: self._append((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        if self.path: self.file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         else: self.rows[row["key"]] = row
 
 # %% ../nbs/07_augment.ipynb #a366adce
@@ -383,11 +380,11 @@ def release(self: AnswerCache, keys: list[str]) -> None:
 # %% ../nbs/07_augment.ipynb #5b904af2
 @patch
 def _lock(self: AnswerCache, key: str, take: bool = True) -> bool:
-    "Take or give back the byte of `key`. Where the system has no such locks (Windows), two processes may ask the same thing."
+    "Take or give back the lock of `key`, on a byte far behind the end of the file. Where the system has no such locks (Windows), two processes may ask the same thing."
     if self.path is None: return True
     try: import fcntl
     except ImportError: return True
-    try: fcntl.lockf(self.locks, fcntl.LOCK_EX | fcntl.LOCK_NB if take else fcntl.LOCK_UN, 1, int(key[:7], 16)); return True
+    try: fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB if take else fcntl.LOCK_UN, 1, 2**40 + int(key[:7], 16)); return True
     except BlockingIOError: return False
 
 # %% ../nbs/07_augment.ipynb #8714dfbf

@@ -125,7 +125,7 @@ def same_tensors(a, b):
 def test_interrupted_and_run_again_gives_the_same(demo, tmp_path):
     "Ctrl-C while videos are rendered, while the encoder learns, while features are made, in stage 1, in stage 2 and while scoring; then to the end."
     out = tmp_path/"demo"
-    places = [when("world/videos/*.mp4", 5), when("world/videos/*.mp4", 52), when("world/features/shards/*", 5), when("runs/uniform/config.json"), when("runs/uniform/checkpoint"), when("predictions/ilcacm.json")]
+    places = [when("world/videos/*.mp4", 5), when("world/videos/*.mp4", 52), when("world/features/shards/*", 5), when("runs/uniform/config.json"), when("runs/uniform/checkpoints/*"), when("predictions/ilcacm.json")]
     stopped = 0
     for there in places:
         p = subprocess.Popen(command("sail_demo", "--out", out, "--fast", "--device", "cpu"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)

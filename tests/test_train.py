@@ -178,7 +178,7 @@ def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
     train(config, data, tmp_path/"one", device="cpu", progress=False)
     code = "import sys; from sail_nbdev.core import load_config; from sail_nbdev.train import train; train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], device='cpu', progress=False)"
     (tmp_path/"go.py").write_text(code)
-    r = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617", str(tmp_path/"go.py"), str(tmp_path/"c.json"), str(data), str(tmp_path/"two")], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path/"go.py"), str(tmp_path/"c.json"), str(data), str(tmp_path/"two")], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-3000:]
     one, two = log(tmp_path/"one"), log(tmp_path/"two")
     assert len(one) == len(two) == UPDATES
