@@ -242,7 +242,7 @@ def train(
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
-    "Load the newest state there is: this run's last epoch, its first stage, or another run's."
+    "Load the newest state there is: this run's last readable checkpoint, its first stage, or another run's."
     for folder in (*_saved(out), out/"stage1", Path(stage1 or out)/"stage1"):
         if not folder.is_dir(): continue
         try: return _load_checkpoint(folder, model, optimizer)
@@ -279,7 +279,7 @@ def estimate_cost(
     config: Config,
     n_videos: int,              # Training videos
     device: str | None = None,  # Best there is if None
-    n_steps: int = 2,           # Measured batches of each stage, after one that is not
+    n_steps: int = 2,           # Measured batches of each stage beside the first; the median of all counts
 ) -> dict:                      # {"device", "seconds": {stage: per batch}, "hours", "gib": peak memory on a GPU or None}
     "Seconds of a batch of each stage, measured here with random weights, and the hours of the whole training."
     import torch
