@@ -19,7 +19,7 @@ from .masks import full_precision
 
 # %% auto #0
 __all__ = ['EOS', 'PAD', 'FULL', 'MASK', 'train_tokenizer', 'load_tokenizer', 'VideoEncoder', 'make_decoder', 'Captioner',
-           'sentence_ids', 'prompt_ids', 'sentences', 'sequences', 'forward', 'write', 'parse_paragraph']
+           'sentence_ids', 'prompt_ids', 'sentences', 'sequences', 'forward', 'beam_search', 'write', 'parse_paragraph']
 
 # %% ../nbs/05_captioner.ipynb #c7476262
 EOS, PAD, FULL, MASK = "<|endoftext|>", "<PAD>", "<FULL>", "<MASK>"
@@ -191,6 +191,79 @@ def forward(self,
 
 Captioner.forward = forward
 
+# %% ../nbs/05_captioner.ipynb #948ea2ac
+class _Cache:
+    "Keys and values [2,M,heads,tokens,d] of each layer, as `transformers` asks for them."
+    def __init__(self, room): self.room, self.read, self.layers = room, 0, {}
+    def get_seq_length(self, *_): return self.read
+    def keep(self, rows): self.layers = {i: kv[:, rows] for i, kv in self.layers.items()}
+
+    def update(self, keys, values, layer, *_):
+        new = torch.stack([keys, values])
+        kv = self.layers.setdefault(layer, new.new_empty(*new.shape[:3], self.room, new.shape[4]))
+        end = self.read + new.shape[3]
+        kv[..., self.read:end, :] = new
+        return kv[..., :end, :]
+
+# %% ../nbs/05_captioner.ipynb #701aaff7
+def _read(decoder, x, position, sees, cache):
+    "The decoder's last states for tokens `x` [M,L,d], each of which sees the earlier ones that `sees` [M,L,tokens] marks."
+    h = decoder.transformer(inputs_embeds=x, position_ids=position, attention_mask=sees[:, None], past_key_values=cache, use_cache=True).last_hidden_state
+    cache.read += x.shape[1]
+    return h
+
+# %% ../nbs/05_captioner.ipynb #850b0817
+def _forbid(logits, texts, t: int, least: int, end: int, n_gram: int):
+    "`logits` [M,K,V] with -inf where token t of `texts` [M,K,most] may not stand: `end` before `least` tokens, and what would repeat `n_gram` tokens."
+    if t < least: logits[..., end] = -torch.inf
+    if 0 < n_gram <= t:
+        grams = texts[..., :t].unfold(2, n_gram, 1)                                                         # [M,K,t-n_gram+1,n_gram]
+        m, k, i = (grams[..., :-1] == texts[:, :, None, t - n_gram + 1:t]).all(-1).nonzero().T
+        logits[m, k, grams[m, k, i, -1]] = -torch.inf
+    return logits
+
+# %% ../nbs/05_captioner.ipynb #04220e28
+def _continue(logits, texts, scores, t: int, n: int, **rules):
+    "The `n` best of all texts of t+1 tokens that continue `texts` [M,K,most]: score, parent and token, each [M,n]."
+    total = full_precision(logits).logsumexp(-1)                                                            # [M,K]
+    best, token = _forbid(full_precision(logits), texts, t, **rules).topk(n)                                # [M,K,n]
+    scores, i = (best + (scores - total)[..., None]).flatten(1).topk(n)
+    return scores, i // n, token.flatten(1).gather(1, i)
+
+# %% ../nbs/05_captioner.ipynb #d123639e
+def beam_search(self,
+    prompt,         # [M,P,d] embedded
+    least: int,     # New tokens of a text
+    most: int,
+):
+    "The best continuation of each prompt, [M,most] tokens, `PAD` behind its end. The same texts as `transformers`' beam search."
+    c, end, (M, P, _), K, dev = self.config, self.ids[EOS], prompt.shape, self.config.beams, prompt.device
+    def pick(x, i): return x.take_along_dim(i[..., None], 1)
+    cache, sees = _Cache(P + K * most), torch.ones(P, P, dtype=torch.bool, device=dev).tril().expand(M, P, P)
+    h, sees = _read(self.decoder, prompt, torch.arange(P, device=dev)[None], sees, cache)[:, -1:], sees[:, -1:]
+    texts, scores = torch.full((M, 1, most), self.ids[PAD], device=dev), torch.zeros(M, 1, device=dev)      # one beam, which branches at once
+    ended, ended_scores = texts.expand(M, K, most), scores.expand(M, K) - torch.inf
+    row, out = torch.arange(M, device=dev), texts[:, 0].clone()
+    for t in range(most):
+        scores, parent, token = _continue(self.decoder.lm_head(h), texts, scores, t, 2 * K, least=least, end=end, n_gram=c.no_repeat_ngram)
+        texts = pick(texts, parent)                                                                         # [M,2K,most]
+        texts[..., t] = token
+        ends, share = (token == end) | (t + 1 == most), (t + 1) ** c.length_penalty
+        ended_scores, i = torch.cat([ended_scores, (scores / share).masked_fill(~ends, -torch.inf)[:, :K]], 1).topk(K)
+        ended = pick(torch.cat([ended, texts[:, :K]], 1), i)
+        out[row] = ended[:, 0]
+        scores, i = scores.masked_fill(ends, -torch.inf).topk(K)
+        live = scores[:, 0] / share > ended_scores[:, -1]
+        if not live.any(): return out
+        row, ended, ended_scores, scores, i, texts, parent, token, sees = (x[live] for x in (row, ended, ended_scores, scores, i, texts, parent, token, sees))
+        if not live.all(): cache.keep(live)
+        texts, parent, token = pick(texts, i), parent.gather(1, i), token.gather(1, i)
+        sees = torch.cat([pick(sees, parent), torch.eye(K, dtype=torch.bool, device=dev).expand(len(row), K, K)], 2)
+        h = _read(self.decoder, self.decoder.transformer.wte(token), torch.full_like(token, P + t), sees, cache)
+    return out
+
+Captioner.beam_search = beam_search
+
 # %% ../nbs/05_captioner.ipynb #7346c322
 def write(self,
     frames,                     # [M,T,D], already masked
@@ -203,9 +276,7 @@ def write(self,
     with torch.no_grad():
         video = self.encoder(frames)
         text = self.decoder.transformer.wte(torch.tensor([prompt], device=video.device)).expand(len(video), -1, -1)
-        x = torch.cat([video, text.to(video.dtype)], 1)
-        out = self.decoder.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2], dtype=torch.long, device=x.device), num_beams=c.beams, do_sample=False,
-            min_new_tokens=least, max_new_tokens=most, length_penalty=c.length_penalty, no_repeat_ngram_size=c.no_repeat_ngram, pad_token_id=self.ids[PAD], eos_token_id=self.ids[EOS])
+        out = self.beam_search(torch.cat([video, text.to(video.dtype)], 1), least, most)
     return [t.strip() for t in self.tokenizer.decode_batch(out.tolist(), skip_special_tokens=True)]
 
 Captioner.write = write
