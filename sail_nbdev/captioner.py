@@ -166,7 +166,7 @@ def _decode_packed(self, video, x, real):
     owner, place = spread(m, -1).view(R, W), spread(j, 0).view(R, W)
     mask = (owner[:, :, None] == owner[:, None]) & torch.ones(W, W, dtype=torch.bool, device=x.device).tril()      # [R,W,W]
     tokens = spread(torch.cat([video, self.decoder.transformer.wte(x)], 1), 0.).view(R, W, -1)
-    h = self.decoder.transformer(inputs_embeds=tokens, attention_mask=mask[:, None], position_ids=place).last_hidden_state.flatten(0, 1)
+    h = self.decoder.transformer(inputs_embeds=tokens, attention_mask=mask[:, None], position_ids=place, use_cache=False).last_hidden_state.flatten(0, 1)
     return h[at.clamp(max=R * W - 1)].masked_fill(~real[..., None], 0)
 
 Captioner._decode_packed = _decode_packed

@@ -14,12 +14,12 @@ from fastcore.script import Param
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from .core import (Config, InputError, METHODS, PRESETS, atomic_path, command, derive_seed, load_config, pick_device, read_json, save_config,
+from .core import (Config, InputError, METHODS, PRESETS, atomic_path, command, derive_seed, load_config, pick_device, plot_style, read_json, save_config,
                              set_seed, writable_dir, write_json, write_text)
 
 # %% auto #0
-__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'train', 'estimate_cost', 'cost_table', 'sail_train',
-           'parse_overrides', 'make_config', 'print_derivation']
+__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'read_log', 'plot_log', 'validation_loss', 'train', 'estimate_cost',
+           'cost_table', 'sail_train', 'parse_overrides', 'make_config', 'print_derivation']
 
 # %% ../nbs/09_train.ipynb #b26966b7
 def lr_factor(
@@ -52,6 +52,13 @@ def load_training_data(
     if not (folder/"synthetic.json").exists(): raise InputError(f"{folder/'synthetic.json'}: no such file; make it with sail_augment")
     return DeviceData(videos, features, config, texts, read_json(folder/"synthetic.json"), store("synthetic_text", "make it with sail_features --texts"), device)
 
+# %% ../nbs/09_train.ipynb #ae3452a9
+def _load_validation(folder: Path, config: Config, device: str):
+    "`DeviceData` of the split \"val\", captions and frames only."
+    from sail_nbdev.data import DeviceData, annotation_files, read_annotations
+    from sail_nbdev.features import FeatureStore
+    return DeviceData(read_annotations(annotation_files(folder, "val")[0]), FeatureStore(folder/"features"), config, device=device)
+
 # %% ../nbs/09_train.ipynb #8898ce43
 def _save_checkpoint(folder: Path, model, optimizer, state: dict):
     "Write a checkpoint, whole or not at all."
@@ -73,7 +80,7 @@ def _save_step(out: Path, model, optimizer, state: dict, keep: int = 2):
     for old in _saved(out)[keep:]: shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/09_train.ipynb #66e94c29
-_START = dict(stage=1, epoch=0, update=0, step=0, bad=[])     # where a run is: updates of the epoch done, updates in all, videos of the last ones if they were not finite
+_START = dict(stage=1, epoch=0, update=0, step=0, bad=[], best=None)      # where a run is: updates of the epoch done, updates in all, videos of the last ones if they were not finite, least validation loss
 
 def _load_checkpoint(folder: Path, model, optimizer) -> dict:
     from safetensors.torch import load_file
@@ -108,7 +115,9 @@ def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=Non
     groups = [g[acc.process_index::acc.num_processes] or g[:1] for g in groups]                  # this process's share
     todo = groups[at["update"]:]
     feed = data.stream([index for g in todo for _ in _updates(c, stage) for index in g])
-    for group in tqdm(todo, desc=f"stage {stage} epoch {epoch + 1}", total=len(groups), initial=at["update"], leave=False, disable=not (progress and acc.is_main_process)):
+    epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}[stage]
+    bar = tqdm(todo, desc=f"stage {stage} of 2, epoch {epoch + 1} of {epochs}", total=len(groups) * epochs, initial=len(groups) * epoch + at["update"], leave=False, disable=not (progress and acc.is_main_process))
+    for group in bar:
         for g in optimizer.param_groups: g["lr"] = c.lr * lr_factor(at["step"], total, c.warmup)
         for k, terms in enumerate(_updates(c, stage)):
             set_seed(derive_seed(c.seed, "update", at["step"], k, acc.process_index))
@@ -116,6 +125,7 @@ def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=Non
             at = {**at, "bad": [*at["bad"], [data.ids[i] for index in group for i in index]] if "skipped" in row else []}      # in a row, the last ones
             if len(at["bad"]) == 10: raise _BadBatches(at["bad"])
         log(dict(stage=stage, epoch=epoch, step=at["step"], lr=optimizer.param_groups[0]["lr"], **row))
+        bar.set_postfix({k: f"{v:.3g}" for k, v in row.items()}, refresh=False)
         at = {**at, "update": at["update"] + 1, "step": at["step"] + 1}
         if save: save(at)
     return at
@@ -138,6 +148,88 @@ def _update(acc, model, optimizer, feed, group, config, stage, terms) -> dict:
     if ok or config.precision == "fp16": optimizer.step()
     optimizer.zero_grad()
     return {k: v.item() for k, v in sums.items()} if ok else {"skipped": True}
+
+# %% ../nbs/09_train.ipynb #6db47664
+def read_log(path: Path) -> list[dict]:
+    "The rows of a `log.jsonl`."
+    rows = []
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try: row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError: raise InputError(f"{path}: line {i} is not JSON") from None
+        if isinstance(row, dict) and {"stage", "epoch"} <= row.keys(): rows.append(row)
+    return rows
+
+# %% ../nbs/09_train.ipynb #1d0536df
+_TERMS = dict(total="#808488", full="#3b7dd8", pos="#2a9d5c", neg="#c2557a", div="#8d6bd1", sim="#e08a1e", aug="#11999e", val="#000000")
+
+def _term_curves(rows: list[dict], term: str) -> tuple:
+    "Of one stage: place of each step in epochs and its value, then epochs (at their middle) and their means."
+    import numpy as np
+    rows = [r for r in rows if isinstance(r.get(term), (int, float))]
+    epochs, value = np.array([r["epoch"] for r in rows]), np.array([r[term] for r in rows], dtype=float)
+    place = np.zeros(len(rows))
+    for e in np.unique(epochs):
+        at = np.flatnonzero(epochs == e)
+        place[at] = e + (np.arange(len(at)) + .5) / len(at)
+    whole = np.unique(epochs)
+    return place, value, whole + .5, np.array([value[epochs == e].mean() for e in whole])
+
+# %% ../nbs/09_train.ipynb #ef6b7305
+def plot_log(
+    rows: list[dict],   # Rows of a `log.jsonl`
+    axes=None,          # One matplotlib axes for each stage; a new figure if None
+):
+    "Draw every loss term over the epochs, one panel for each stage. Returns the axes."
+    import matplotlib.pyplot as plt
+    stages = sorted({r["stage"] for r in rows})
+    if not stages: raise InputError("training log: it has no rows, so there is nothing to draw")
+    if axes is None:
+        plot_style()
+        axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 2.7), squeeze=False)[1][0]
+    for ax, stage in zip(axes, stages):
+        here = [r for r in rows if r["stage"] == stage]
+        for term in (t for t in _TERMS if any(t in r for r in here)):
+            if term == "total" and stage == 1 and any("full" in r for r in here): continue      # the same curve
+            x, y, xm, ym = _term_curves(here, term)
+            ax.plot(x, y, color=_TERMS[term], lw=.8, alpha=.3)
+            ax.plot(xm, ym, color=_TERMS[term], lw=2, marker=".", label=term)
+        ax.set(title=f"stage {stage}", xlabel="epoch", ylabel="loss", ylim=(min(0, ax.get_ylim()[0]), None))
+        if ax.lines: ax.legend(fontsize=8, ncols=2)
+    return axes
+
+# %% ../nbs/09_train.ipynb #3d6888dd
+def _draw_curves(out: Path) -> None:
+    import matplotlib.pyplot as plt
+    with plt.rc_context():
+        fig = plot_log(read_log(out/"log.jsonl"))[0].figure
+        fig.tight_layout()
+        with atomic_path(out/"curves.png") as tmp: fig.savefig(tmp, format="png", dpi=150)
+        plt.close(fig)
+
+# %% ../nbs/09_train.ipynb #c1aaa7d0
+def validation_loss(
+    model,          # `Sail`
+    data,           # `DeviceData` of videos that are not trained on
+    stage: int,
+) -> float:
+    "Mean over the batches of `data` of the cross-entropy of paragraphs (stage 1) or of each caption behind its mask (stage 2), dropout off."
+    import torch
+    index = list(range(len(data)))
+    parts, values = [index[i:i + data.config.batch_size] for i in range(0, len(index), data.config.batch_size)], []
+    model.eval()
+    with torch.no_grad():
+        for batch in data.stream(parts):
+            values.append(model.full_loss(batch) if stage == 1 else model.caption_losses(batch, model.masks(*model.place(batch.frames, batch.valid)), ("pos",))["pos"])
+    return torch.stack(values).mean().item()
+
+# %% ../nbs/09_train.ipynb #e1ce1ffc
+def _validate(acc, model, data, at: dict, out: Path, log) -> dict:
+    "Log the loss of held-out captions after an epoch, and keep the best model of stage 2."
+    with acc.autocast(): value = validation_loss(model, data, at["stage"])
+    log(dict(stage=at["stage"], epoch=at["epoch"], step=at["step"] - 1, val=value))
+    if at["stage"] == 1 or value >= (at["best"] or math.inf): return at
+    with atomic_path(out/"best") as tmp: model.save_pretrained(tmp)
+    return {**at, "best": value}
 
 # %% ../nbs/09_train.ipynb #b020e849
 def _versions() -> dict:
@@ -202,10 +294,20 @@ def _open_log(path: Path, step: int):
     return log
 
 # %% ../nbs/09_train.ipynb #0e967175
-def _accelerator(config: Config, device: str | None):
-    "accelerate's one object for CPU, one GPU and several. A stage uses a part of the parameters only, which several processes must be told."
+def _accelerator(config: Config, device: str | None, compile: bool = False, **tracking):
+    "accelerate's one object for CPU, one GPU and several. A stage uses a part of the parameters only, which several processes must be told; compiled are the transformer layers, for any length."
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    return Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    from accelerate.utils import TorchDynamoPlugin
+    plugin = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True, dynamic=True) if compile else None
+    return Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu", dynamo_plugin=plugin, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)], **tracking)
+
+def _tracking(track: str | None, out: Path) -> dict:
+    "What accelerate is told of a tracker. `InputError` for one that is not installed."
+    from accelerate.tracking import get_available_trackers
+    if track is None: return {}
+    here = [t.value for t in get_available_trackers()]
+    if track not in here: raise InputError(f"track={track}: accelerate knows no such tracker that is installed (installed: {', '.join(here) or 'none'})")
+    return dict(log_with=track, project_dir=str(out))
 
 # %% ../nbs/09_train.ipynb #6da75b17
 def train(
@@ -219,6 +321,9 @@ def train(
     progress: bool = True,          # Show bars
     last_stage: int = 2,            # 1 stops after the first stage; `resume=True` goes on with the second
     checkpoint_minutes: float = 10.,    # Minutes between two checkpoints inside an epoch
+    validate: bool = False,         # Log the loss of the split "val" of a data folder after each epoch, keep the best model in `best/`
+    compile: bool = False,          # `torch.compile` the transformer layers
+    track: str | None = None,       # Also log to one of accelerate's trackers: tensorboard, wandb, mlflow, …
 ):
     "Train both stages and write the run folder; returns the model. Interrupt it at any time: `resume=True` goes on from the last checkpoint, with the same numbers."
     import torch
@@ -227,8 +332,10 @@ def train(
     out, folder = writable_dir(out), Path(data) if isinstance(data, (str, Path)) else None
     _check_out(config, out, resume)
     if stage1: _check_stage1(config, Path(stage1))
-    acc = _accelerator(config, device)
+    if validate and not folder: raise InputError("validate: needs a data folder, which has a split 'val'")
+    acc = _accelerator(config, device, compile, **_tracking(track, out))
     if (out/"model.safetensors").exists(): return Sail.from_pretrained(out, str(acc.device))
+    val = _load_validation(folder, config, str(acc.device)) if validate else None
     if folder: data = load_training_data(folder, config, str(acc.device))
     set_seed(derive_seed(config.seed, "init"))
     if tokenizer is None and config.pretrained is None: tokenizer = train_tokenizer([c for cs in data.captions.values() for c in cs])
@@ -237,8 +344,10 @@ def train(
     state = _resume(model, optimizer, out, stage1)
     acc.wait_for_everyone()                                     # every process has seen the folder as it was
     if acc.is_main_process: _write_start(config, out, folder, stage1)
-    try: return _run_stages(acc, model, optimizer, data, out, state, last_stage, checkpoint_minutes, progress)
+    if track: acc.init_trackers("tracked")
+    try: return _run_stages(acc, model, optimizer, data, val, out, state, last_stage, checkpoint_minutes, progress)
     except _BadBatches as e: write_json(out/"bad_batches.json", e.ids); raise
+    finally: acc.end_training()
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
@@ -252,9 +361,10 @@ def _resume(model, optimizer, out: Path, stage1) -> dict:
     return dict(_START)
 
 # %% ../nbs/09_train.ipynb #5c181fb5
-def _run_stages(acc, model, optimizer, data, out: Path, at: dict, last: int, minutes: float, progress: bool):
+def _run_stages(acc, model, optimizer, data, val, out: Path, at: dict, last: int, minutes: float, progress: bool):
     "Train from `at` to the end of stage `last`; checkpoints on the way, `stage1/` after the first stage, the model at the end."
-    c, saved, log = data.config, time.monotonic(), _open_log(out/"log.jsonl", at["step"]) if acc.is_main_process else lambda row: None
+    c, saved, write = data.config, time.monotonic(), _open_log(out/"log.jsonl", at["step"]) if acc.is_main_process else lambda row: None
+    def log(row): write(row); acc.log({f"stage {row['stage']}/{k}": v for k, v in row.items() if k not in ("stage", "step", "skipped")}, step=row["step"])
     epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}
     total = math.ceil(math.ceil(len(data) / c.batch_size) / _batches_per_update(c, acc)) * sum(epochs.values())
     wrapped, optimizer = acc.prepare(model, optimizer)
@@ -265,11 +375,13 @@ def _run_stages(acc, model, optimizer, data, out: Path, at: dict, last: int, min
         if acc.is_main_process and (always or time.monotonic() - saved > 60 * minutes): _save_step(out, model, optimizer, at); saved = time.monotonic()
     while at["stage"] <= last:
         if at["epoch"] < epochs[at["stage"]]: at = train_epoch(acc, wrapped, optimizer, data, at, total, log, save, progress)
+        if val is not None and acc.is_main_process: at = _validate(acc, model, val, at, out, log)
         at = {**at, "epoch": at["epoch"] + 1, "update": 0}
         if at["epoch"] < epochs[at["stage"]]: save(at, True)
         else:
             at = {**at, "stage": at["stage"] + 1, "epoch": 0}
             if acc.is_main_process and at["stage"] == 2: _save_checkpoint(out/"stage1", model, optimizer, at); shutil.rmtree(out/"checkpoints", ignore_errors=True)
+            if acc.is_main_process: _draw_curves(out)
         acc.wait_for_everyone()
     if acc.is_main_process and last == 2: model.save_pretrained(out); shutil.rmtree(out/"checkpoints", ignore_errors=True)
     return model.eval()
@@ -280,12 +392,14 @@ def estimate_cost(
     n_videos: int,              # Training videos
     device: str | None = None,  # Best there is if None
     n_steps: int = 2,           # Measured batches of each stage beside the first; the median of all counts
-) -> dict:                      # {"device", "seconds": {stage: per batch}, "hours", "gib": peak memory on a GPU or None}
-    "Seconds of a batch of each stage, measured here with random weights, and the hours of the whole training."
+    compile: bool = False,      # `torch.compile` the transformer layers
+) -> dict:                      # {"device", "seconds": {stage: per batch}, "hours", "writing": seconds of a video, "gib": peak memory on a GPU or None}
+    "Seconds of a batch of each stage and of writing a video's texts, measured here with random weights, and the hours of the whole training."
     import torch
+    from sail_nbdev.captioner import FULL, MASK, train_tokenizer
     from sail_nbdev.model import Sail
-    acc, c = _accelerator(config, device), replace(config, pretrained=None)
-    model = Sail(c).to(acc.device).train()
+    acc, c = _accelerator(config, device, compile), replace(config, pretrained=None)
+    plain = model = Sail(c, train_tokenizer([_WORDS] * 2)).to(acc.device).train()              # a token a word, as GPT-2 has for most of them
     optimizer, batch = torch.optim.AdamW(model.parameters(), c.lr), _made_up_batch(c, acc.device)
     model, optimizer = acc.prepare(model, optimizer)
     if acc.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
@@ -297,30 +411,37 @@ def estimate_cost(
     each = {s: sorted(seconds(s) for _ in range(1 + n_steps))[n_steps // 2] for s in (1, 2)}
     batches = math.ceil(n_videos / c.batch_size)
     gib = torch.cuda.max_memory_allocated() / 2**30 if acc.device.type == "cuda" else None
-    return dict(device=torch.cuda.get_device_name() if gib else f"{acc.device}, {torch.get_num_threads()} threads", preset=c.name, videos=n_videos, seconds=each, gib=gib, hours=batches * (c.epochs_stage1 * each[1] + c.epochs_stage2 * each[2]) / 3600)
+    start = time.perf_counter(); plain.eval(); plain.captioner.write(batch.frames, FULL); plain.captioner.write(batch.frames.repeat_interleave(_mean_events(c), 0), MASK)
+    writing = (time.perf_counter() - start) / c.batch_size
+    return dict(device=torch.cuda.get_device_name() if gib else f"{acc.device}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}", preset=c.name, videos=n_videos, seconds=each, writing=writing, gib=gib, hours=batches * (c.epochs_stage1 * each[1] + c.epochs_stage2 * each[2]) / 3600)
 
 # %% ../nbs/09_train.ipynb #5f48a6c6
-_MEAN_EVENTS, _VIDEOS = {"activitynet": 3.74, "youcook2": 7.75}, {"activitynet": 10_009, "youcook2": 1_333}
-_PAPERS = {"activitynet": {"SAIL, 1 x A6000, as published": 101 / 60, "SAIL, 1 x A6000, re-measured by SBS": 110 / 60}}
+_MEAN_EVENTS, _VIDEOS, _VAL = {"activitynet": 3.74, "youcook2": 7.75}, {"activitynet": 10_009, "youcook2": 1_333}, {"activitynet": 4_917, "youcook2": 457}
+_PAPERS = {"activitynet": {"SAIL, 1 x A6000, as published": (101 / 60, 7 + 1 / 60, None), "SAIL, 1 x A6000, re-measured by SBS": (109 / 60 + 50 / 3600, 7 + 35 / 60, 33.11)}}     # hours, minutes of inference, GiB
+
+_WORDS = "a man in red stands on the field and throws two balls away."
+
+def _mean_events(c: Config) -> int: return round(_MEAN_EVENTS.get(c.name, 4))
 
 def _made_up_batch(c: Config, device):
     "A batch of the configuration's size: captions of thirteen words, as many as the mean of the data set, features at random."
     import torch
     from sail_nbdev.data import Batch
-    mean, B, D = _MEAN_EVENTS.get(c.name, 4), c.batch_size, c.feature_dim
-    n = [min(c.n_queries, round(mean) + (i % 3) - 1) for i in range(B)]
+    B, D = c.batch_size, c.feature_dim
+    n = [min(c.n_queries, _mean_events(c) + (i % 3) - 1) for i in range(B)]
     valid = torch.arange(max(n)) < torch.tensor(n)[:, None]
-    words = "a man in red stands on the field and throws two balls away."
-    return Batch([str(i) for i in range(B)], [[words] * k for k in n], torch.randn(B, c.n_frames, D), valid, torch.randn(B, max(n), D), torch.randn(B, max(n) - 1, D), valid[:, 1:]).to(device)
+    return Batch([str(i) for i in range(B)], [[_WORDS] * k for k in n], torch.randn(B, c.n_frames, D), valid, torch.randn(B, max(n), D), torch.randn(B, max(n) - 1, D), valid[:, 1:]).to(device)
 
 # %% ../nbs/09_train.ipynb #badca9f7
 def cost_table(
     cost: dict,     # From `estimate_cost`
 ) -> str:
-    "The estimate as text, with the papers' hours for the same preset."
-    memory = f"; {cost['gib']:.1f} GiB" if cost["gib"] else ""
-    rows = [f"{cost['preset']}, {cost['videos']:,} videos, on {cost['device']}: {cost['seconds'][1]:.2f} s a batch in stage 1, {cost['seconds'][2]:.2f} s in stage 2{memory}", f"  all epochs, measured here and scaled up: {cost['hours']:.2f} h"]
-    return "\n".join(rows + [f"  {who}: {h:.2f} h" for who, h in _PAPERS.get(cost["preset"], {}).items()])
+    "The estimate as text, with the papers' figures for the same preset."
+    def gib(m): return f", {m:.1f} GiB" if m else ""
+    n, name = _VAL.get(cost["preset"], 1000), cost["preset"]
+    rows = [f"{name}, {cost['videos']:,} videos, on {cost['device']}: {cost['seconds'][1]:.2f} s a batch in stage 1, {cost['seconds'][2]:.2f} s in stage 2, {cost['writing']:.2f} s to write a video's texts at full length",
+            f"  measured here and scaled up: training {cost['hours']:.2f} h, texts of {n:,} videos {n * cost['writing'] / 60:.1f} min{gib(cost['gib'])}"]
+    return "\n".join(rows + [f"  {who}: training {h:.2f} h, inference {m:.1f} min{gib(g)}" for who, (h, m, g) in _PAPERS.get(name, {}).items()])
 
 def _n_videos(preset: str, data) -> int:
     "Training videos of the data folder, or of the data set that a preset is named after."
@@ -339,17 +460,20 @@ def sail_train(
     stage1: str = None,                     # A run folder whose first stage is taken over
     device: str = None,                     # cpu, cuda, mps (the best there is if not given)
     stage: int = 2,                         # The last stage to train: 1 or 2
-    estimate: bool = False,                 # Only measure a few steps here and say what training would take
+    estimate: bool = False,                 # Only measure a few steps here and say what training and prediction would take
+    validate: bool = False,                 # Log the loss of the split "val" after each epoch, keep the best model in RUN/best
+    compile: bool = False,                  # torch.compile the transformer layers
+    track: str = None,                      # Also log to a tracker of accelerate: tensorboard, wandb, mlflow, …
     override: Param("Settings as key=value", str, nargs="*") = None,
 ):
-    "Train SAIL or one of its relatives: RUN/model.safetensors, config.json, log.jsonl."
+    "Train SAIL or one of its relatives: RUN/model.safetensors, config.json, log.jsonl, curves.png."
     overrides = parse_overrides(override) | ({} if seed is None else {"seed": seed})
     if stage not in (1, 2): raise InputError(f"--stage {stage}: must be 1 or 2")
-    if estimate: return print(cost_table(estimate_cost(make_config(preset, method, data, **overrides), _n_videos(preset, data), device)))
+    if estimate: return print(cost_table(estimate_cost(make_config(preset, method, data, **overrides), _n_videos(preset, data), device, compile=compile)))
     for name, value in (("--data", data), ("--out", out)):
         if value is None: raise InputError(f"{name} must be given")
     if preset == "plain": print_derivation(data, overrides)
-    try: train(make_config(preset, method, data, **overrides), data, out, resume=resume, stage1=stage1, device=device, last_stage=stage)
+    try: train(make_config(preset, method, data, **overrides), data, out, resume=resume, stage1=stage1, device=device, last_stage=stage, validate=validate, compile=compile, track=track)
     except FloatingPointError as e: print(f"sail_train: {e}; the videos in them are listed in {Path(out)/'bad_batches.json'}", file=sys.stderr); return 1
 
 # %% ../nbs/09_train.ipynb #f0b5dcb0
@@ -394,3 +518,6 @@ def print_derivation(data: str | Path, overrides=()) -> None:
     from sail_nbdev.data import derive_settings
     for k, (v, why) in derive_settings(*_described(data)).items():
         if k not in overrides: print(f"  {k} = {v}: {why}")
+
+# %% ../nbs/09_train.ipynb #f5c46476
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(sail_train())

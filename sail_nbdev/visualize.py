@@ -15,10 +15,11 @@ from fastcore.script import Param
 
 from .core import COLORS, Config, Event, InputError, TOY_REASONS, Video, command, load_config, plot_style, read_json, write_text
 from .evaluate import interval_iou
+from .train import plot_log, read_log
 from .predict import event_lanes, html_page, player_fragment, read_events, row_colors, video_source
 
 # %% auto #0
-__all__ = ['ORDER', 'SCORES', 'timeline', 'film_strip', 'plot_masks', 'masks_on_strip', 'similarity_plot', 'plot_log', 'score_of',
+__all__ = ['ORDER', 'SCORES', 'timeline', 'film_strip', 'plot_masks', 'masks_on_strip', 'similarity_plot', 'score_of',
            'markdown_table', 'score_table', 'Material', 'read_material', 'mean_iou', 'pick_videos', 'count_pairs',
            'width_pairs', 'plot_widths', 'findings', 'config_differences', 'report_html', 'make_report', 'sail_report',
            'EventExplorer']
@@ -147,43 +148,6 @@ def similarity_plot(
     ax.set(yticks=range(len(z)), yticklabels=range(1, len(z) + 1), ylabel="caption", xlabel="time (s)" if duration != 1 else "place in the video $r$")
     return ax
 
-# %% ../nbs/12_visualize.ipynb #1d0536df
-_TERMS = dict(total="#808488", full="#3b7dd8", pos="#2a9d5c", neg="#c2557a", div="#8d6bd1", sim="#e08a1e", aug="#11999e")
-
-def _term_curves(rows: list[dict], term: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    "Of one stage: place of each step in epochs and its value, then epochs (at their middle) and their means."
-    rows = [r for r in rows if isinstance(r.get(term), (int, float))]
-    epochs, value = np.array([r["epoch"] for r in rows]), np.array([r[term] for r in rows], dtype=float)
-    place = np.zeros(len(rows))
-    for e in np.unique(epochs):
-        at = np.flatnonzero(epochs == e)
-        place[at] = e + (np.arange(len(at)) + .5) / len(at)
-    whole = np.unique(epochs)
-    return place, value, whole + .5, np.array([value[epochs == e].mean() for e in whole])
-
-# %% ../nbs/12_visualize.ipynb #ef6b7305
-def plot_log(
-    rows: list[dict],   # Rows of a `log.jsonl`
-    axes=None,          # One matplotlib axes for each stage; a new figure if None
-):
-    "Draw every loss term over the epochs, one panel for each stage. Returns the axes."
-    import matplotlib.pyplot as plt
-    stages = sorted({r["stage"] for r in rows})
-    if not stages: raise InputError("training log: it has no rows, so there is nothing to draw")
-    if axes is None:
-        plot_style()
-        axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 2.7), squeeze=False)[1][0]
-    for ax, stage in zip(axes, stages):
-        here = [r for r in rows if r["stage"] == stage]
-        for term in (t for t in _TERMS if any(t in r for r in here)):
-            if term == "total" and stage == 1 and any("full" in r for r in here): continue      # the same curve
-            x, y, xm, ym = _term_curves(here, term)
-            ax.plot(x, y, color=_TERMS[term], lw=.8, alpha=.3)
-            ax.plot(xm, ym, color=_TERMS[term], lw=2, marker=".", label=term)
-        ax.set(title=f"stage {stage}", xlabel="epoch", ylabel="loss", ylim=(min(0, ax.get_ylim()[0]), None))
-        ax.legend(fontsize=8, ncols=2)
-    return axes
-
 # %% ../nbs/12_visualize.ipynb #5e19d118
 SCORES = {"Recall": ("mean", "Recall"), "Precision": ("mean", "Precision"), "F1": ("F1_harmonic_of_means",), "F1, per tIoU": ("mean", "F1"), "METEOR": ("mean", "METEOR"),
           "CIDEr": ("mean", "CIDEr"), "ROUGE-L": ("mean", "Rouge-L"), "BLEU-4": ("mean", "Bleu_4"), "SODA_c": ("soda_c",)}
@@ -288,16 +252,6 @@ def _read_predictions(path: Path, truth: dict[str, Video]) -> tuple[dict, dict]:
     try: return events, {v: _event_masks(rs, length(v)) for v, rs in rows.items()}
     except (TypeError, ValueError): raise InputError(f"{path}: 'center' and 'width' must be numbers in [0,1]") from None
 
-# %% ../nbs/12_visualize.ipynb #6db47664
-def _read_log(path: Path) -> list[dict]:
-    "The rows of a `log.jsonl`."
-    rows = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try: row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError: raise InputError(f"{path}: line {i} is not JSON") from None
-        if isinstance(row, dict) and {"stage", "epoch"} <= row.keys(): rows.append(row)
-    return rows
-
 # %% ../nbs/12_visualize.ipynb #4a65130a
 def _if_there(path: Path, read=read_json):
     "What `read` makes of the file, None if there is none."
@@ -314,7 +268,7 @@ def _add_world(m: Material, world: Path) -> None:
 def _add_run(m: Material, folder: Path, name: str, predictions: bool) -> None:
     "Add a run folder to the material."
     m.configs[name] = load_config(folder/"config.json")
-    for book, file, read in ((m.runs, "run.json", read_json), (m.logs, "log.jsonl", _read_log)):
+    for book, file, read in ((m.runs, "run.json", read_json), (m.logs, "log.jsonl", read_log)):
         if (got := _if_there(folder/file, read)): book[name] = got
     if predictions and (folder/"predictions.json").is_file(): m.events[name], m.masks[name] = _read_predictions(folder/"predictions.json", m.truth)
     if predictions and (folder/"scores.json").is_file(): m.scores[name] = read_json(folder/"scores.json")

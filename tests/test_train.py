@@ -3,6 +3,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from test_data import data_folder
 
-from sail_nbdev.core import Config, read_json, save_config
+import sail_nbdev.train
+from sail_nbdev.core import Config, InputError, read_json, save_config, write_json
 from sail_nbdev.model import Sail
-from sail_nbdev.train import train
+from sail_nbdev.train import _load_validation, train, validation_loss
 
 TINY = dict(feature_dim=12, d_model=16, n_heads=2, encoder_ffn=24, localizer_ffn=24, decoder_width=20, decoder_heads=2, n_frames=9, n_queries=4, max_captions=4, batch_size=2, accumulate=1, epochs_stage1=2, epochs_stage2=2)
 UPDATES = 3 * 4         # six videos
@@ -188,10 +190,106 @@ def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
     assert max((x[k] - y[k]).abs().max().item() for k in x) < 1e-5
 
 
+def test_accelerate_launches_the_command(tmp_path, data):
+    "The configuration file of a machine with two GPUs and `-m sail_nbdev.train`, here with `--device cpu`."
+    (tmp_path/"two.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\ngpu_ids: all\nuse_cpu: false\nnum_machines: 1\nnum_processes: 2\nmachine_rank: 0\nmain_process_ip: 127.0.0.1\nmain_process_port: 0\nmixed_precision: 'no'\n")
+    save_config(Config.preset("toy", **TINY), tmp_path/"c.json")
+    r = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path/"two.yaml"), "-m", "sail_nbdev.train", str(tmp_path/"c.json"), "--data", str(data), "--out", str(tmp_path/"run"), "--device", "cpu"], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-3000:]
+    assert len(log(tmp_path/"run")) == 2 * 4 and (tmp_path/"run"/"model.safetensors").exists()       # three batches an epoch, two an update
+
+
+# -- what is logged, kept and compiled
+
+@pytest.fixture(scope="module")
+def data_val(data, tmp_path_factory):
+    "The data with a split \"val\" of four of the videos, whose time stamps are no numbers."
+    folder = tmp_path_factory.mktemp("with_val")/"data"
+    shutil.copytree(data, folder)
+    rows = read_json(data/"annotations"/"train.json")
+    write_json(folder/"annotations"/"val.json", {v: {**rows[v], "timestamps": "nonsense"} for v in list(rows)[:4]})
+    return folder
+
+
+def test_validation_reads_captions_only_and_keeps_the_best(tmp_path, data_val, alone):
+    config, out = Config.preset("toy", **TINY), tmp_path/"run"
+    train(config, data_val, out, device="cpu", progress=False, validate=True)
+    rows = log(out)
+    values = {s: [r["val"] for r in rows if r["stage"] == s and "val" in r] for s in (1, 2)}
+    assert [len(v) for v in values.values()] == [2, 2] and [r for r in rows if "val" not in r] == log(alone)        # training is what it is without
+    best, last, held_out = Sail.from_pretrained(out/"best"), Sail.from_pretrained(out), _load_validation(data_val, config, "cpu")
+    assert held_out.ids == [f"v{i}" for i in range(4)]
+    assert validation_loss(best, held_out, 2) == pytest.approx(min(values[2]), abs=1e-6)
+    assert validation_loss(last, held_out, 2) == pytest.approx(values[2][-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_validation_loss_is_the_mean_over_batches(data_val, alone, stage):
+    "Each text by itself, with the labels that transformers scores."
+    model, held_out = Sail.from_pretrained(alone), _load_validation(data_val, Config.preset("toy", **TINY), "cpu")
+    cap, means = model.captioner, []
+    def nats(frames, text):
+        x = torch.cat([cap.encoder(frames[None]), cap.decoder.transformer.wte(torch.tensor([text]))], 1)
+        n = len(text) - 1                                                                       # all but the mode
+        return n * cap.decoder(inputs_embeds=x, labels=torch.tensor([[-100] * (len(frames) + 1) + text[1:]])).loss.item(), n
+    for index in ([0, 1], [2, 3]):
+        total = []
+        for i in index:
+            frames, captions = held_out.batch([i]).frames[0], held_out.captions[held_out.ids[i]]
+            if stage == 1: total.append(nats(frames, cap.prompt_ids("<FULL>", len(captions)) + sum(map(cap.sentence_ids, captions), [])[:-1] + [cap.ids["<|endoftext|>"]]))
+            else:
+                masks = model.masks(*model.localize(frames[None], len(captions)))[0]
+                total += [nats(frames * m[:, None], cap.prompt_ids("<MASK>", 1) + cap.sentence_ids(c) + [cap.ids["<|endoftext|>"]]) for m, c in zip(masks, captions)]
+        means.append(sum(a for a, _ in total) / sum(n for _, n in total))
+    assert validation_loss(model, held_out, stage) == pytest.approx(sum(means) / 2, abs=1e-5)
+
+
+def test_a_stopped_run_with_validation_ends_the_same(tmp_path, data_val, monkeypatch):
+    config, whole, out = Config.preset("toy", **TINY), tmp_path/"whole", tmp_path/"run"
+    train(config, data_val, whole, device="cpu", progress=False, validate=True)
+    calls, real = [0], sail_nbdev.train._update
+    def cut(*args):
+        calls[0] += 1
+        if calls[0] == UPDATES - 1: raise KeyboardInterrupt                                     # in the last epoch, after the validation of the one before
+        return real(*args)
+    with monkeypatch.context() as m:
+        m.setattr(sail_nbdev.train, "_update", cut)
+        with pytest.raises(KeyboardInterrupt): train(config, data_val, out, device="cpu", progress=False, validate=True, checkpoint_minutes=0)
+    train(config, data_val, out, device="cpu", progress=False, validate=True, resume=True)
+    same_run(out, whole)
+    x, y = (load_file(o/"best"/"model.safetensors") for o in (out, whole))
+    assert all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_validation_needs_a_split(tmp_path, data):
+    with pytest.raises(InputError, match="val"): train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False, validate=True)
+    assert not (tmp_path/"run"/"config.json").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_give_the_same_losses(tmp_path, data):
+    config = Config.preset("toy", **TINY, dropout=0.)
+    for name, on in (("plain", False), ("compiled", True)): train(config, data, tmp_path/name, device="cpu", progress=False, compile=on)
+    for a, b in zip(log(tmp_path/"plain"), log(tmp_path/"compiled")): assert a == pytest.approx(b, abs=1e-4)
+    assert Sail.from_pretrained(tmp_path/"compiled")
+
+
+def test_curves_are_drawn(alone):
+    from PIL import Image
+    with Image.open(alone/"curves.png") as im: assert im.width > im.height > 200
+
+
+def test_trackers(tmp_path, data):
+    train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False, track="tensorboard")
+    assert list((tmp_path/"run").rglob("events.out.tfevents.*"))
+    with pytest.raises(InputError, match="track=nothing: accelerate knows no such tracker"): train(Config.preset("toy", **TINY), data, tmp_path/"no", device="cpu", progress=False, track="nothing")
+    assert not (tmp_path/"no"/"config.json").exists()
+
+
 # -- what will it take
 
 def test_an_estimate_needs_no_data():
     r = subprocess.run([str(Path(sys.executable).parent/"sail_train"), "toy", "--estimate", "--device", "cpu"], capture_output=True, text=True)
     assert r.returncode == 2 and "--estimate for toy: needs --data" in r.stderr
     r = subprocess.run([str(Path(sys.executable).parent/"sail_train"), "activitynet", "--estimate", "--device", "cpu", "--override", *(f"{k}={v}" for k, v in TINY.items() if not k.startswith("epochs")), "vocab_size=300"], capture_output=True, text=True)
-    assert r.returncode == 0 and r.stdout.startswith("activitynet, 10,009 videos, on cpu") and "SAIL, 1 x A6000, as published: 1.68 h" in r.stdout, r
+    assert r.returncode == 0 and r.stdout.startswith("activitynet, 10,009 videos, on cpu") and "SAIL, 1 x A6000, as published: training 1.68 h, inference 7.0 min" in r.stdout, r
