@@ -7,8 +7,8 @@ JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 META := settings.ini setup.py constraints.txt
-# One thread a process, because tests run JOBS processes; nothing is fetched from a model hub; numbered notebooks before tutorials.
-TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS=ignore
+# One thread a process, because tests run JOBS processes; nothing is fetched from a model hub; the quick start makes a small demo.
+TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS=ignore SAIL_FAST=1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench docs readme export wheel clean distclean
@@ -57,7 +57,7 @@ wheel: $(VENV)/.sail-dev  ## dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build
 
 clean:      ## remove what was built; keep the environment and demo/
-	rm -rf build dist _docs _proc .pytest_cache .ruff_cache
+	rm -rf build dist _docs _proc .pytest_cache .ruff_cache .mypy_cache
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean   ## also remove the environment and demo/

@@ -214,8 +214,8 @@ class OpenAIBackend:
         top_p: float = .8,
         max_tokens: int = 64,           # Longest answer
     ):
-        try: import openai
-        except ImportError: raise InputError("backend openai: the client is not installed; pip install 'sail_nbdev[llm]'") from None
+        import importlib.util
+        if importlib.util.find_spec("openai") is None: raise InputError("backend openai: the client is not installed; pip install 'sail_nbdev[llm]'")
         key = os.environ.get("OPENAI_API_KEY")
         if not (key or base_url): raise InputError("backend openai: needs OPENAI_API_KEY in the environment, or --base_url of a server that wants none")
         self.where, self.concurrency = base_url or "OpenAI's server", concurrency
@@ -501,7 +501,7 @@ def _tell(s: dict, out) -> int:
     "Print the summary; the exit code."
     print(f"{s['used']:,} captions for {s['gaps']:,} gaps in {out}")
     for k, t in enumerate(s["tries"], 1): print(f"  try {k}: {t['asked']:,} asked" + "".join(f", {n:,} {why}" for why, n in t["rejected"].items()))
-    for kind, some in s["samples"].items():
+    for some in s["samples"].values():
         for o in some[:3]: print(f"  {o['rule'] or 'used'}: {o['before']} [{' '.join((o['answer'] or '').split())[:100]}] {o['after']}")
     if s["torn_lines"]: print(f"  {s['torn_lines']} torn line(s) of an earlier run were dropped and asked again")
     for e in s["errors"][:5]: print(f"  no answer: {e}")

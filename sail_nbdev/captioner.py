@@ -146,7 +146,7 @@ Captioner.sentence_ids, Captioner.prompt_ids, Captioner.sentences, Captioner.seq
 # %% ../nbs/05_captioner.ipynb #c9f6c8c0
 def _first_fit(lengths: list[int], width: int) -> list[tuple[int, int]]:
     "Row and first column of each sequence when the longest go first, each into the first of the rows of `width` where it fits."
-    room, places = [], [None] * len(lengths)
+    room, places = [], [(0, 0)] * len(lengths)
     for m in sorted(range(len(lengths)), key=lambda m: -lengths[m]):
         row = next((r for r, left in enumerate(room) if left >= lengths[m]), len(room))
         if row == len(room): room.append(width)

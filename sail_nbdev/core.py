@@ -130,14 +130,14 @@ class Config:
     caption_tokens: tuple[int, int] = (4, 32)      # ... of one event's caption
 
 # %% ../nbs/00_core.ipynb #f0b63380
-PRESETS = {
+PRESETS: dict[str, dict] = {
     "activitynet": {},
     "youcook2": dict(n_frames=100, lr=5e-5, epochs_stage1=5, epochs_stage2=15, n_queries=18, max_captions=18, paragraph_tokens=(8, 256)),
     "toy": dict(feature_dim=96, pretrained=None, d_model=96, n_heads=4, encoder_layers=2, encoder_ffn=192,
                 decoder_width=96, decoder_layers=2, decoder_heads=4, vocab_size=260, dropout=0., localizer_ffn=192, n_queries=8, max_captions=8, lr=2e-3, batch_size=8, accumulate=1,
                 epochs_stage1=16, epochs_stage2=5, beams=2, no_repeat_ngram=0),
 }
-METHODS = {
+METHODS: dict[str, dict] = {
     "sail": {},
     "ilcacm": dict(sim_weight=0., aug_weight=0.),
     "uniform": dict(mask="uniform", div_weight=0., sim_weight=0., aug_weight=0.),

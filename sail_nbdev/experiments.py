@@ -5,7 +5,7 @@
 # %% ../nbs/14_experiments.ipynb #215dca10
 from __future__ import annotations
 
-import csv, io, json, os, re
+import csv, functools, io, json, os, re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def compare(
         train(config, data, runs[name], resume=True, stage1=None if name == first else runs[first], device=device, progress=progress)
     counts = frozen_counts(runs[first], data, "val", device, progress)
     for name, run in runs.items():
-        _kept(out/"predictions"/f"{name}.json", lambda: predict_split(run, data, "val", counts, device, progress), run/"model.safetensors", counts)
+        _kept(out/"predictions"/f"{name}.json", functools.partial(predict_split, run, data, "val", counts, device, progress), run/"model.safetensors", counts)
     if progress: print("  scoring")
     scores = _score_all(list(configs), truth, out)
     write_json(out/"scores.json", scores)

@@ -5,7 +5,7 @@
 # %% ../nbs/02_features.ipynb #8a8b4822
 from __future__ import annotations
 
-import functools, glob, hashlib, json, math, os, queue, socket, sys, threading, warnings
+import functools, glob, hashlib, json, math, os, queue, socket, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +88,7 @@ def iter_frames(
     if device != "cpu": return (yield from _torchcodec_frames(path, fps, device, container, stream))
     stream.thread_type = "AUTO" if path.stat().st_size > 8e6 else "NONE"    # threads cost a short clip more than they give
     with container:
-        k, shown, rgb, end, eps = 0, None, None, 0., 1e-6
+        k, shown, rgb, first, end, size, eps = 0, None, None, 0., 0., (0, 0), 1e-6
         for start, until, frame in _decoded(container, stream):
             while shown is not None and k / fps < start - first - eps:
                 if rgb is None: rgb = _to_rgb(shown, size)
@@ -111,7 +111,7 @@ def _check_length(path: Path, stream, end: float) -> None:
     promised = float(stream.duration * stream.time_base) if stream.duration else 0.
     if not promised and whole.duration and not whole.streams.audio: promised = whole.duration / 1e6    # Matroska: one length for all streams
     if end < promised / 2: raise InputError(f"{path}: is cut off: {end:.1f} s of {promised:.1f} s can be decoded")
-    if end < .95 * promised - 1: warnings.warn(f"{path}: is cut off: only {end:.1f} s of {promised:.1f} s can be decoded; going on with those")
+    if end < .95 * promised - 1: warnings.warn(f"{path}: is cut off: only {end:.1f} s of {promised:.1f} s can be decoded; going on with those", stacklevel=2)
 
 # %% ../nbs/02_features.ipynb #b3bd0eb0
 def _torchcodec_frames(path: Path, fps: float, device: str, container, stream, most: int = 64):
@@ -510,13 +510,16 @@ def encode_video(
     path: str | Path,     # Video file
     encoder: Encoder,     # What makes the features
     fps: float = 1.0,     # Frames a second
+    progress: bool = False,     # Show a bar on a terminal
 ):                        # (float32 [S,D] on the CPU, duration in seconds)
     "The features of one video file, in constant memory for its frames. Raises `InputError` as `iter_frames` does."
     import torch
     rows, walk = [], _chunks(path, fps)
-    while True:
-        try: rows.append(encoder.images(next(walk)).cpu())
-        except StopIteration as e: return torch.cat(rows), e.value    # [S,D]
+    with tqdm(desc=Path(path).name, unit=" frames", disable=None if progress else True, delay=1, leave=False) as bar:
+        while True:
+            try: rows.append(encoder.images(next(walk)).cpu())
+            except StopIteration as e: return torch.cat(rows), e.value    # [S,D]
+            bar.update(len(rows[-1]))
 
 # %% ../nbs/02_features.ipynb #5db2b81f
 class _Stop(Exception): pass
@@ -830,6 +833,14 @@ def _tell(said: dict, store) -> dict:
     for reason in said["failed"].values(): print(f"  failed: {reason}")
     return said["failed"]
 
+# %% ../nbs/02_features.ipynb #3e72d697
+def _made_with(data: str | None, model: str | None, pretrained: str | None) -> tuple[str, str | None]:
+    "The encoder to use where none is named: of the frames in a data folder, else the papers'."
+    if model is None and data and (Path(data)/"features").is_dir():
+        meta, clip = FeatureStore(Path(data)/"features").meta, Path(data)/"clip"
+        if meta.get("model") != "local" or clip.is_dir(): return str(clip) if meta["model"] == "local" else meta["model"], pretrained or meta.get("pretrained") or "none"
+    return model or "ViT-L-14", pretrained or "openai"
+
 # %% ../nbs/02_features.ipynb #87db99da
 @command
 def sail_features(
@@ -837,8 +848,8 @@ def sail_features(
     out: str = None,                 # Feature store to make or to continue
     texts: str = None,               # Data folder whose captions are embedded, for training
     arrays: str = None,              # Folder of .npy and .npz, or an .h5 file, taken over into --out as it is
-    model: str = "ViT-L-14",         # open_clip model, or a folder with one
-    pretrained: str = "openai",      # Its weights: a name, a file, or none for random ones
+    model: str = None,               # open_clip model, or a folder with one (ViT-L-14 if not given; with --texts alone, what made the features)
+    pretrained: str = None,          # Its weights: a name, a file, or none for random ones (openai if not given; likewise)
     fps: float = 1.0,                # Frames a second
     workers: int = 0,                # Videos decoded at the same time; 0 for the number of cores, at most 8. With Ray: processes, 0 for one a GPU or core
     engine: str = "local",           # local, or ray: the cluster of RAY_ADDRESS, or one started here
@@ -854,7 +865,7 @@ def sail_features(
     if engine not in _ENGINES: raise InputError(f"--engine {engine}: is not one of {', '.join(_ENGINES)}")
     if decode.split(":")[0] not in ("cpu", "cuda"): raise InputError(f"--decode {decode}: is not one of cpu, cuda")
     jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
-    failed = {}
+    failed, (model, pretrained) = {}, _made_with(texts if not (paths or arrays) else None, model, pretrained)
     if arrays:
         store = FeatureStore.create(out, model=model, pretrained=pretrained, fps=fps, dim=_array_width(Path(arrays)))
         failed |= _tell(import_arrays(arrays, store), store)

@@ -5,13 +5,14 @@
 # %% ../nbs/08_model.ipynb #09e34617
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .captioner import FULL, MASK, Captioner, load_tokenizer, train_tokenizer
-from .core import Config, InputError, atomic_path, load_config, save_config
+from .core import Config, InputError, atomic_path, load_config, save_config, write_text
 from .data import Batch
 from .localizer import Localizer
 from .losses import diversity_loss, inter_caption_loss, similarity_loss
@@ -19,7 +20,7 @@ from .masks import MASKS, inter_layout, uniform_layout
 
 # %% auto #0
 __all__ = ['VERSION', 'Sail', 'place', 'localize', 'masks', 'full_loss', 'caption_losses', 'guide_losses', 'forward',
-           'save_pretrained', 'load_weights', 'from_pretrained']
+           'model_card', 'save_pretrained', 'load_weights', 'run_folder', 'from_pretrained']
 
 # %% ../nbs/08_model.ipynb #3ce9ee9b
 class Sail(nn.Module):
@@ -121,10 +122,36 @@ Sail.forward = forward
 # %% ../nbs/08_model.ipynb #f8ef83e2
 VERSION = 2
 
+def model_card(config: Config) -> str:
+    "The text of a model's README.md, with the fields that model hubs read."
+    c = config
+    return f"""---
+library_name: sail_nbdev
+license: apache-2.0
+tags: [dense-video-captioning, weakly-supervised]
+---
+# {c.method} for dense video captioning
+
+Finds the events of a video and describes each. Trained from ordered captions alone, without a time stamp, by `sail_nbdev`
+(preset {c.name}, method {c.method}, seed {c.seed}): {c.n_frames} frames of {c.feature_dim} CLIP numbers a video, {c.mask} masks, weights of L_div {c.div_weight:g}, L_sim {c.sim_weight:g}, L_aug {c.aug_weight:g}.
+`config.json` holds every setting. The clip encoder is not part of it: frames must come from the one that `encoder.json` names.
+
+```python
+from sail_nbdev.predict import caption_video
+for event in caption_video("video.mp4", "THIS FOLDER OR ITS HUB ID"): print(event)
+```
+
+It speaks only of what its training captions speak of, and can be wrong about all of it. Scores belong to a data set and are not part of this card:
+`sail_predict` and `sail_eval` measure them. Hold them against the uniform layout, which looks at nothing.
+
+SAIL: arXiv 2603.05437. ILCACM, its base: arXiv 2412.12791. This is an independent implementation.
+"""
+
 def save_pretrained(self, folder: str | Path) -> None:
-    "Write config, tokenizer and weights into `folder`."
+    "Write config, tokenizer, weights and a model card into `folder`."
     from safetensors.torch import save_model
     folder = Path(folder)
+    write_text(folder/"README.md", model_card(self.config))
     save_config(self.config, folder/"config.json")
     with atomic_path(folder/"tokenizer.json") as tmp: self.captioner.tokenizer.save(str(tmp))
     with atomic_path(folder/"model.safetensors") as tmp: save_model(self, str(tmp), metadata={"format": "pt", "sail_nbdev": str(VERSION)})
@@ -157,11 +184,22 @@ def load_weights(
     load_model(model, str(path))
 
 # %% ../nbs/08_model.ipynb #3aff5742
+def run_folder(
+    name: str | Path,       # A folder, or the id of a model on the hub, "owner/name"
+) -> Path:
+    "The folder `name`, or the files of that id from the hub or its cache. `InputError` if there is neither."
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)): return path
+    from huggingface_hub import snapshot_download
+    try: return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "README.md"]))
+    except Exception as e: raise InputError(f"{name}: not a run folder, nor a model that can be fetched from the hub ({type(e).__name__})") from None
+
+# %% ../nbs/08_model.ipynb #8d378bc5
 @classmethod
-def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "Sail":
-    "The model that `save_pretrained` wrote, in evaluation mode. `InputError` for a folder that is none, torn, or of another version."
+def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> Sail:
+    "The model that `save_pretrained` wrote into a folder or that has this id on the hub, in evaluation mode. `InputError` for one that is none, torn, or of another version."
     from dataclasses import replace
-    folder = Path(folder)
+    folder = run_folder(folder)
     _shapes(folder/"model.safetensors")
     config = load_config(folder/"config.json")
     model = cls(replace(config, pretrained=None), load_tokenizer(folder/"tokenizer.json"))

@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from .core import COLORS, Event, InputError, command, pick_device, read_json, write_json, write_text
 
 # %% auto #0
-__all__ = ['count_events', 'predict_events', 'frozen_counts', 'predict_split', 'sail_predict', 'load_run', 'load_encoder',
-           'caption_video', 'events_json', 'read_events', 'events_subtitles', 'video_source', 'event_lanes',
-           'row_colors', 'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
+__all__ = ['PLAYER_CSS', 'count_events', 'predict_events', 'frozen_counts', 'predict_split', 'sail_predict', 'load_run',
+           'load_encoder', 'windows', 'merge_windows', 'caption_frames', 'caption_video', 'events_json', 'read_events',
+           'events_subtitles', 'video_source', 'event_lanes', 'row_html', 'row_colors', 'mask_curves',
+           'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
 
 # %% ../nbs/10_predict.ipynb #583376b8
 def count_events(
@@ -132,12 +133,12 @@ def sail_predict(
 
 # %% ../nbs/10_predict.ipynb #ddf28187
 def load_run(
-    folder: str | Path,         # A run folder, or a demo folder (its sail run)
+    folder: str | Path,         # A run folder, a demo folder (its sail run), or a hub id
     device: str | None = None,  # The best there is if None
 ):
     "`(model, counter, encoder settings)` of a run: the final model, the one after stage 1, and what made its features."
-    from sail_nbdev.model import Sail
-    folder, device = Path(folder), pick_device(device)
+    from sail_nbdev.model import Sail, run_folder
+    folder, device = run_folder(folder), pick_device(device)
     if (folder/"runs"/"sail").is_dir(): folder = folder/"runs"/"sail"
     model = Sail.from_pretrained(folder, device)
     counter = Sail.from_pretrained(folder/"stage1", device) if (folder/"stage1").is_dir() else model
@@ -154,22 +155,90 @@ def load_encoder(settings: dict, device: str | None = None):
         raise InputError(f"encoder {settings.get('folder') or settings['model']}: its weights are not those that made the features of this run")
     return encoder
 
+# %% ../nbs/10_predict.ipynb #d9df063a
+def windows(
+    duration: float,                # Seconds
+    window: float | None = None,    # Seconds; None or 0: do not cut
+) -> list[tuple[float, float]]:
+    "`(start, length)` of the windows of a video: half over each other, evenly spread; the whole if it is no longer than one and a half windows."
+    if not window or duration <= 1.5 * window: return [(0., duration)]
+    n = math.ceil((duration - window) / (window / 2) - 1e-9) + 1
+    return [(i * (duration - window) / (n - 1), window) for i in range(n)]
+
+# %% ../nbs/10_predict.ipynb #17cf2487
+def merge_windows(
+    found: list[list[dict]],    # Events of each window, times in seconds of the window
+    places: list[tuple],        # `(start, length)` of each window
+    duration: float,            # Seconds of the video
+) -> list[dict]:
+    "Events of the video, in order of their centres, each once."
+    if len(places) == 1: return found[0]
+    middles, out = [s + w / 2 for s, w in places], []
+    rows = sorted((_moved(r, *places[k], duration, k) for k, rs in enumerate(found) for r in rs), key=lambda r: r["center"])
+    for r in rows:
+        off = [abs(r["center"] * duration - m) for m in middles]
+        if off[r["window"]] > min(off) + 1e-9: continue
+        r["off"], last = min(off), out[-1] if out else None
+        if last is None or last["window"] == r["window"] or (o := _overlap(last["timestamp"], r["timestamp"])) <= 0: out.append(r)
+        elif last["sentence"] == r["sentence"]: out[-1] = {**r, **_span(last["timestamp"], r["timestamp"], duration)}
+        elif o <= .5: out.append(r)
+        elif r["off"] < last["off"]: out[-1] = r
+    return [{k: r[k] for k in ("sentence", "timestamp", "center", "width")} for r in out]
+
+# %% ../nbs/10_predict.ipynb #b7abd548
+def _moved(r: dict, start: float, length: float, duration: float, k: int) -> dict:
+    "An event of window k in the time of its video."
+    return dict(r, timestamp=[round(start + t, 2) for t in r["timestamp"]], center=(start + r["center"] * length) / duration, width=r["width"] * length / duration, window=k)
+
+def _overlap(a, b) -> float:
+    "tIoU of two intervals, at most 0 if they do not overlap."
+    return (min(a[1], b[1]) - max(a[0], b[0])) / max(max(a[1], b[1]) - min(a[0], b[0]), 1e-9)
+
+def _span(a, b, duration: float) -> dict:
+    "From the start of the first to the end of the last."
+    s, e = min(a[0], b[0]), max(a[1], b[1])
+    return dict(timestamp=[s, e], center=(s + e) / 2 / duration, width=(e - s) / duration)
+
 # %% ../nbs/10_predict.ipynb #e2e28d62
+def caption_frames(
+    videos: list[tuple],            # (CLIP frames [S,D], duration in seconds) of each video
+    model,                          # `Sail`
+    counter=None,                   # The model after stage 1; `model` counts if None
+    n_events: int | None = None,    # Of each window; counted if None
+    window: float | None = None,    # Seconds; longer videos are cut. Never if None or 0
+) -> list[list[dict]]:
+    "For each video its events `{sentence, timestamp, center, width}`, all windows of all videos in the same batches."
+    import torch
+    from sail_nbdev.captioner import FULL
+    T, cap, places = model.config.n_frames, (counter or model).captioner, [windows(d, window) for _, d in videos]
+    x = torch.stack([_window_frames(f, d, p, T) for (f, d), ps in zip(videos, places) for p in ps]).to(next(model.parameters()).device)      # [W,T,D]
+    n = [n_events] * len(x) if n_events else count_events([t for part in x.split(32) for t in cap.write(part, FULL)], model.config.max_captions)
+    found = iter(predict_events(model, x, [length for ps in places for _, length in ps], n))
+    return [merge_windows([next(found) for _ in ps], ps, d) for (_, d), ps in zip(videos, places)]
+
+def _window_frames(frames, duration: float, place: tuple, n_frames: int):
+    "The frames [T,D] of one window of a video."
+    from sail_nbdev.data import sample_frames
+    rate, (start, length) = len(frames) / duration, place
+    first = min(int(start * rate), len(frames) - 1)
+    return sample_frames(frames[first:max(first + 1, math.ceil((start + length) * rate - 1e-6))], n_frames)
+
+# %% ../nbs/10_predict.ipynb #0571beea
 def caption_video(
     path_or_frames,                 # A video file, or CLIP frames [S,D]
-    model,                          # A run folder, a demo folder, or a `Sail`
-    n_events: int | None = None,    # How many; counted from the stage-1 paragraph if None
+    model,                          # A run folder, a demo folder, a hub id, or a `Sail`
+    n_events: int | None = None,    # How many (in each window); counted from the stage-1 paragraph if None
     duration: float | None = None,  # Seconds; needed with frames
     counter=None,                   # The model after stage 1, if `model` is a `Sail`; else `model` counts
     encoder=None,                   # An `Encoder`, if `model` is a `Sail` and a file is given
     fps: float = 1.0,               # Frames a second of its features, likewise; a run folder knows its own
     device: str | None = None,
+    window: float | None = None,    # Seconds into which a longer video is cut; a run folder knows its own, 0: never
 ) -> list[Event]:
     "The events of one video. `InputError` for a file that is no video, or a run that is none."
-    from sail_nbdev.captioner import FULL
-    from sail_nbdev.data import sample_frames
     if isinstance(model, (str, Path)):
         model, counter, settings = load_run(model, device)
+        window = settings.get("window") if window is None else window
         if isinstance(path_or_frames, (str, Path)): encoder, fps = load_encoder(settings, device), settings.get("fps", fps)
     frames = path_or_frames
     if isinstance(frames, (str, Path)):
@@ -177,9 +246,9 @@ def caption_video(
         if encoder is None: raise InputError("a video file needs an encoder: give a run folder as `model`, or `encoder=`")
         frames, duration = encode_video(frames, encoder, fps)
     if duration is None: raise InputError("frames need their duration in seconds")
-    x = sample_frames(frames.to(next(model.parameters()).device), model.config.n_frames)[None]     # [1,T,D]
-    n = n_events or count_events((counter or model).captioner.write(x, FULL), model.config.max_captions)[0]
-    return [Event(*r["timestamp"], r["sentence"]) for r in predict_events(model, x, [duration], n)[0]]
+    return _events(caption_frames([(frames, duration)], model, counter, n_events, window)[0])
+
+def _events(rows: list[dict]) -> list[Event]: return [Event(*r["timestamp"], r["sentence"]) for r in rows]
 
 # %% ../nbs/10_predict.ipynb #9bafd758
 def _by_video(events: dict | list, path: str | Path = "video") -> dict[str, list[Event]]:
@@ -247,7 +316,7 @@ def video_source(
     video = Path(video)
     if not video.is_file(): raise InputError(f"{video}: no such video file")
     if not embed: return quote(Path(os.path.relpath(video, relative_to or video.parent)).as_posix())
-    if video.stat().st_size > 200e6: raise InputError(f"{video}: {video.stat().st_size / 1e6:.0f} MB are too many to embed in a page; link to the file instead (embed=False)")
+    if video.stat().st_size > 200e6: raise InputError(f"{video}: {video.stat().st_size / 1e6:.0f} MB are too many to embed in a page; link to the file instead (--link, embed=False)")
     try: data = base64.b64encode(video.read_bytes()).decode()
     except OSError as e: raise InputError(f"{video}: cannot be read ({e.strerror})") from None
     return f"data:{mimetypes.guess_type(video.name)[0] or 'video/mp4'};base64,{data}"
@@ -285,8 +354,13 @@ def _event_html(e: Event, lane: int, duration: float, name: str, number: int) ->
             f'title="{label}" aria-label="{label}"><span>{text}</span></button>')
 
 # %% ../nbs/10_predict.ipynb #f8735a72
-def _row_html(name: str, events: list[Event], duration: float, color: str) -> str:
-    "One row: its name and its track of events."
+def row_html(
+    name: str,              # Shown before the row
+    events: list[Event],    # Seconds
+    duration: float,        # Of the video, seconds
+    color: str,
+) -> str:
+    "One row of a timeline: its name and its track of events, whose captions are their tooltips; `PLAYER_CSS` lays it out."
     lanes = event_lanes(events)
     buttons = "".join(_event_html(e, lane, duration, name, i) for i, (e, lane) in enumerate(zip(events, lanes), 1))
     return (f'<div class="sv-row" data-row="{html.escape(name)}" style="--c:{color};--lanes:{max(lanes, default=0) + 1}">'
@@ -306,12 +380,35 @@ def row_colors(names) -> dict[str, str]:
     others = [n for n in names if n not in COLORS]
     return {n: COLORS[n] if n in COLORS else more[others.index(n) % len(more)] for n in names}
 
+# %% ../nbs/10_predict.ipynb #f59ad4f8
+def mask_curves(
+    rows: list[dict],       # Events with `center` and `width`
+    config,                 # `Config` of the model: its family of masks
+    n: int = 400,           # Points over the video
+):
+    "The masks [N,n] of events."
+    import torch
+    from sail_nbdev.masks import MASKS
+    c, w = (torch.tensor([r[k] for r in rows]) for k in ("center", "width"))
+    return MASKS[config.mask](c, w, n, config.tau, config.width_floor).numpy()
+
+# %% ../nbs/10_predict.ipynb #62680388
+def _masks_html(curves, color: str) -> str:
+    "Curves [N,K] as one row of the timeline, each a filled line."
+    if len(curves) == 0: return ""
+    def line(m):
+        at = [(100 * i / (len(m) - 1), 1 - float(v)) for i, v in enumerate(m) if v > .005]
+        return f'<polygon points="{at[0][0]:.2f},1 ' + " ".join(f"{x:.2f},{y:.3f}" for x, y in at) + f' {at[-1][0]:.2f},1"/>'
+    return (f'<div class="sv-row" style="--c:{color}"><span class="sv-name">masks</span><div class="sv-track"><svg class="sv-masks" viewBox="0 0 100 1" preserveAspectRatio="none" '
+            f'role="img" aria-label="masks of {len(curves)} events">{"".join(map(line, curves))}</svg></div></div>')
+
 # %% ../nbs/10_predict.ipynb #cf87d431
 def player_fragment(
     rows: dict[str, list[Event]],   # Named lists of events, seconds: one row of the timeline each
     duration: float,                # Length of the video, seconds
     source: str | None = None,      # What `video_source` gave; None for a timeline without a video
     title: str = "",                # Shown above the video
+    curves=(),                      # Masks [N,K] in [0,1] over the whole video, drawn below the rows
 ) -> str:
     "One player as a piece of HTML, to stand once or many times in a page made by `html_page`."
     if not duration > 0: raise InputError(f"{title or 'player'}: duration={duration} must be greater than 0 seconds")
@@ -322,9 +419,9 @@ def player_fragment(
     return (f'<figure class="sv" tabindex="0" data-duration="{duration:.3f}" aria-label="Player: {html.escape(title or "video")}">'
             + (f"<figcaption>{html.escape(title)}</figcaption>" if title else "")
             + f'<div class="sv-screen">{video}</div><div class="sv-captions">{now}</div>'
-            + f'<div class="sv-rows">{"".join(_row_html(n, es, duration, colors[n]) for n, es in rows.items())}'
+            + f'<div class="sv-rows">{"".join(row_html(n, es, duration, colors[n]) for n, es in rows.items())}{_masks_html(curves, list(colors.values())[-1])}'
             + f'<div class="sv-row sv-axis"><output class="sv-name sv-clock">0:00</output><div class="sv-track">{axis}</div></div></div>'
-            + f'<p class="sv-keys"><kbd>space</kbd> plays, <kbd>←</kbd> <kbd>→</kbd> move by a second (with <kbd>shift</kbd> by five), <kbd>n</kbd> and <kbd>p</kbd> go to the next and previous event</p>'
+            + '<p class="sv-keys"><kbd>space</kbd> plays, <kbd>←</kbd> <kbd>→</kbd> move by a second (with <kbd>shift</kbd> by five), <kbd>n</kbd> and <kbd>p</kbd> go to the next and previous event</p>'
             + _list_html(rows, colors) + "</figure>")
 
 # %% ../nbs/10_predict.ipynb #b15becd1
@@ -335,6 +432,9 @@ _PAGE_CSS = """
 body{margin:0;background:var(--bg);color:var(--ink);font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
 main{max-width:58rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;line-height:1.2;margin:.2em 0 .8em;overflow-wrap:anywhere}
+"""
+
+PLAYER_CSS = """
 .sv{margin:1.2rem 0;padding:.9rem;background:var(--card);border:1px solid var(--line);border-radius:10px}
 .sv:focus-visible{outline:2px solid var(--link);outline-offset:2px}
 .sv figcaption{font-weight:600;margin-bottom:.6rem;overflow-wrap:anywhere}
@@ -354,6 +454,7 @@ h1{font-size:1.6rem;line-height:1.2;margin:.2em 0 .8em;overflow-wrap:anywhere}
 .sv-axis{margin-top:0}.sv-axis .sv-track{height:1.3rem;background:none;--at:-9;overflow:visible}.sv-axis .sv-track::after{display:none}
 .sv-axis i{position:absolute;transform:translateX(-50%);color:var(--soft);font:normal .72rem/1.3rem system-ui,sans-serif;font-variant-numeric:tabular-nums}
 .sv-axis i:first-child{transform:none}.sv-axis i.end{transform:translateX(-100%)}.sv-clock{font-variant-numeric:tabular-nums;font-weight:400}
+.sv-masks{position:absolute;inset:0;width:100%;height:100%;overflow:hidden;pointer-events:none}.sv-masks polygon{fill:var(--c);fill-opacity:.22;stroke:var(--c);stroke-width:1.5px;vector-effect:non-scaling-stroke}
 .sv-keys{margin:.3rem 0 0;color:var(--soft);font-size:.78rem}.sv-keys kbd{padding:0 .3em;border:1px solid var(--line);border-radius:3px;font:inherit}
 .sv-list{margin-top:.5rem;font-size:.9rem}.sv-list summary{cursor:pointer;color:var(--soft)}.sv-list h4{margin:.7em 0 .2em}.sv-list ol{margin:0;padding-left:1.6em;overflow-wrap:anywhere}
 .sv-go{padding:.1em 0;border:0;background:none;color:var(--link);font:inherit;font-variant-numeric:tabular-nums;cursor:pointer;text-decoration:underline}
@@ -452,7 +553,7 @@ def html_page(
     digest = base64.b64encode(hashlib.sha256(_PAGE_JS.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; media-src data: blob: file: 'self'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{html.escape(title)}</title>\n<style>{_PAGE_CSS}{css}</style>\n</head>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<title>{html.escape(title)}</title>\n<style>{_PAGE_CSS}{PLAYER_CSS}{css}</style>\n</head>\n'
             f"<body>\n<main>\n{body}\n</main>\n<script>{_PAGE_JS}</script>\n</body>\n</html>\n")
 
 # %% ../nbs/10_predict.ipynb #93961b53
@@ -471,13 +572,13 @@ def player_html(
     return html_page(title, f"<h1>{html.escape(title)}</h1>{player_fragment(rows, duration, source)}")
 
 # %% ../nbs/10_predict.ipynb #03581dd4
-def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed: bool) -> str:
+def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed: bool, curves: dict) -> str:
     "One player for each video, on one page."
     parts = []
     for vid, es in events.items():
         duration = durations.get(vid) or max((e.end for e in es), default=0)
         source = video_source(videos[vid], embed, path.parent) if vid in videos else None
-        parts.append(player_fragment({"events": es}, duration, source, title=vid if len(events) > 1 else ""))
+        parts.append(player_fragment({"events": es}, duration, source, title=vid if len(events) > 1 else "", curves=curves.get(vid, ())))
     title = next(iter(events)) if len(events) == 1 else f"{len(events)} videos"
     return html_page(title, f"<h1>{html.escape(title)}</h1>" + "".join(parts))
 
@@ -488,6 +589,7 @@ def write_events(
     durations: dict[str, float] | None = None,      # Length of each video, seconds; for .json and .html
     videos: dict[str, str | Path] | None = None,    # The video files; for .html
     embed: bool = True,                             # Put the videos into the .html page; False: link to them
+    curves: dict | None = None,                     # Masks [N,K] of each video, for .html
 ) -> None:
     "Write events in the form that the suffix of `path` names. `InputError` for another suffix, or several videos in one subtitle file."
     path, events = Path(path), _by_video(events, path)
@@ -495,53 +597,61 @@ def write_events(
     if form not in ("json", "srt", "vtt", "html"): raise InputError(f"{path}: events can be written as .json, .srt, .vtt or .html, not as {path.suffix or 'a file without suffix'}")
     if form in ("srt", "vtt") and len(events) != 1: raise InputError(f"{path}: a subtitle file holds one video, not {len(events)}; write one file for each")
     if form == "json": write_json(path, events_json(events, durations))
-    elif form == "html": write_text(path, _players_page(events, path, durations or {}, videos or {}, embed))
+    elif form == "html": write_text(path, _players_page(events, path, durations or {}, videos or {}, embed, curves or {}))
     else: write_text(path, events_subtitles(next(iter(events.values())), form))
 
 # %% ../nbs/10_predict.ipynb #9832b6ac
-def _caption_all(videos: dict, run: str, n_events, device) -> tuple[dict, dict, list[str]]:
-    "Events and durations of all videos, and one line for each that failed."
+def _caption_all(videos: dict, run: str, n_events, window, device, together: int = 32):
+    "Events `{vid: rows}` and durations of all videos, one line for each that failed, and the configuration. Windows are captioned `together` and more at a time."
     from sail_nbdev.features import encode_video
     model, counter, settings = load_run(run, device)
-    encoder, events, durations, failed = load_encoder(settings, device), {}, {}, []
-    for vid, path in tqdm(videos.items(), disable=len(videos) < 2, unit="video"):
-        try: frames, durations[vid] = encode_video(path, encoder, settings.get("fps", 1.))
+    window = settings.get("window") if window is None else window
+    encoder, rows, durations, failed, waiting = load_encoder(settings, device), {}, {}, [], {}
+    def caption(): rows.update(zip(waiting, caption_frames(list(waiting.values()), model, counter, n_events, window))); waiting.clear()
+    for vid, path in tqdm(videos.items(), disable=len(videos) < 2, unit="video", leave=False):
+        try: frames, durations[vid] = encode_video(path, encoder, settings.get("fps", 1.), progress=True)
         except InputError as e:
             if len(videos) == 1: raise
             failed.append(str(e)); continue
-        events[vid] = caption_video(frames, model, n_events, durations[vid], counter)
-    return events, durations, failed
+        waiting[vid] = frames, durations[vid]
+        if sum(len(windows(d, window)) for _, d in waiting.values()) >= together: caption()
+    if waiting: caption()
+    return rows, durations, failed, model.config
 
 # %% ../nbs/10_predict.ipynb #e029b187
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
-    model: str = None,              # Run folder, or a demo folder
+    model: str = None,              # Run folder, a demo folder, or a hub id
     out: str = None,                # A file (.json, .srt, .vtt, .html), or a folder for one JSON file a video
     json: str = None,               # Write all events as JSON
     srt: str = None,                # Write subtitles (one video)
     vtt: str = None,                # Write WebVTT (one video)
-    html: str = None,               # Write a page with the video and a timeline
-    n_events: int = None,           # Number of events (counted by the model if not given)
+    html: str = None,               # Write a page with the video, its events and their masks
+    link: bool = False,             # The page links to the videos instead of holding them
+    n_events: int = None,           # Number of events, of each window (counted by the model if not given)
+    window: float = None,           # Cut longer videos into windows of so many seconds (the run's own if not given, 0: never)
     device: str = None,             # cpu, cuda, mps (the best there is if not given)
 ) -> int:
     "Find and describe the events of videos; prints them, and writes what is asked for."
     from sail_nbdev.features import find_videos
-    if model is None: raise InputError("--model must be given: a run folder, or a demo folder")
+    if model is None: raise InputError("--model must be given: a run folder, a demo folder, or a hub id")
     if n_events is not None and n_events < 1: raise InputError(f"--n_events {n_events} must be at least 1")
+    if window is not None and not 0 <= window < math.inf: raise InputError(f"--window {window} must be 0 or a number of seconds")
     files = find_videos([videos] if isinstance(videos, str) else list(videos))
-    events, durations, failed = _caption_all(files, model, n_events, device)
+    rows, durations, failed, config = _caption_all(files, model, n_events, window, device)
+    events = {vid: _events(found) for vid, found in rows.items()}
     for vid, found in events.items():
         if len(events) > 1: print(vid)
         for e in found: print(f"{e.start:8.2f} {e.end:8.2f}  {e.caption}")
-    _write_outputs(events, durations, files, out, [json, srt, vtt, html])
+    _write_outputs(events, durations, files, out, [json, srt, vtt, html], not link, {vid: mask_curves(found, config) for vid, found in rows.items()})
     for line in failed: print(f"failed: {line}")
     return 1 if failed else 0
 
 # %% ../nbs/10_predict.ipynb #deb2a17d
-def _write_outputs(events, durations, files, out, paths) -> None:
+def _write_outputs(events, durations, files, out, paths, embed, curves) -> None:
     paths = [p for p in paths if p]
     if out and Path(out).suffix: paths.append(out)
     elif out:
         for vid in events: write_events({vid: events[vid]}, Path(out)/f"{vid}.json", {vid: durations[vid]})
-    for p in paths: write_events(events, p, durations, files)
+    for p in paths: write_events(events, p, durations, files, embed, curves)

@@ -45,7 +45,7 @@ SHAPES = dict(
 _DIAMETER = dict(small=.18, middle=.27, large=.32)   # Shares of the frame's side
 
 # %% ../nbs/13_toyworld.ipynb #5a6c12d3
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _sprite(shape: str, pixels: int) -> np.ndarray:
     "Coverage of each pixel by `shape`, in [0,1], from 16 samples a pixel."     # [pixels,pixels,1]
     u = (np.arange(4 * pixels) + .5) / (2 * pixels) - 1

@@ -251,10 +251,15 @@ def _data_sums(data: Path) -> dict[str, str]:
 
 # %% ../nbs/09_train.ipynb #befbcbf5
 def _encoder_settings(data: Path, out: Path) -> dict:
-    "What made the features of a data folder; `folder` leads from the run to the encoder that lies beside them, if one does."
+    """What made the features of a data folder, and how long a video is: `folder` leads from the run to the encoder that lies beside them, if one does;
+    95 of 100 training videos are no longer than `window` seconds, if the annotations say how long they are."""
+    import numpy as np
+    from sail_nbdev.data import annotation_files, read_annotations
     from sail_nbdev.features import FeatureStore
-    meta, clip = FeatureStore(data/"features").meta, data/"clip"
-    return {**meta, "folder": os.path.relpath(clip.resolve(), out.resolve())} if clip.is_dir() else meta
+    meta, clip = dict(FeatureStore(data/"features").meta), data/"clip"
+    if clip.is_dir(): meta["folder"] = os.path.relpath(clip.resolve(), out.resolve())
+    seconds = [o.duration for o in read_annotations(annotation_files(data, "train")[0]).values() if o.duration]
+    return {**meta, "window": round(float(np.quantile(seconds, .95, method="higher")), 2)} if seconds else meta
 
 # %% ../nbs/09_train.ipynb #ec1abf05
 def _check_out(config: Config, out: Path, resume: bool) -> None:
@@ -357,7 +362,7 @@ def _resume(model, optimizer, out: Path, stage1) -> dict:
         try: return _load_checkpoint(folder, model, optimizer)
         except (InputError, OSError, ValueError, KeyError, SafetensorError) as e:
             if folder.parent.name != "checkpoints": raise
-            warnings.warn(f"{folder}: cannot be read ({str(e).splitlines()[0][:160]}); going on from the one before")
+            warnings.warn(f"{folder}: cannot be read ({str(e).splitlines()[0][:160]}); going on from the one before", stacklevel=2)
     return dict(_START)
 
 # %% ../nbs/09_train.ipynb #5c181fb5

@@ -5,7 +5,7 @@
 # %% ../nbs/12_visualize.ipynb #bb13a33e
 from __future__ import annotations
 
-import base64, dataclasses, functools, html, io, json
+import base64, dataclasses, functools, html, io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fastcore.script import Param
 from .core import COLORS, Config, Event, InputError, TOY_REASONS, Video, command, load_config, plot_style, read_json, write_text
 from .evaluate import interval_iou
 from .train import plot_log, read_log
-from .predict import event_lanes, html_page, player_fragment, read_events, row_colors, video_source
+from .predict import PLAYER_CSS, event_lanes, html_page, player_fragment, read_events, row_colors, row_html, video_source
 
 # %% auto #0
 __all__ = ['ORDER', 'SCORES', 'timeline', 'film_strip', 'plot_masks', 'masks_on_strip', 'similarity_plot', 'score_of',
@@ -642,7 +642,7 @@ class EventExplorer:
         video: str | None = None,       # Video to begin with; by default the first
     ):
         self.material = source if isinstance(source, Material) else read_material(source)
-        self.method, self._strips = method or self.material.main, {}
+        self.method, self._strips, self._frames, self._texts = method or self.material.main, {}, {}, {}
         if self.method not in self.material.events: raise InputError(f"explorer: method {self.method!r} is not one of {', '.join(self.material.events) or '(there are no predictions)'}")
         self.ids = [v for v in self.material.events[self.method] if v in self.material.truth]
         if not self.ids: raise InputError(f"explorer: no video has both predictions of {self.method} and true events")
@@ -655,6 +655,11 @@ class EventExplorer:
         self.masks = self.material.masks[self.method].get(self.video, np.zeros((0, 2))).copy()
         self.event = min(self.event, max(0, len(self.masks) - 1))
 
+    def scored(self, least: float = 0., most: float = 1.) -> list[str]:
+        "The videos whose events of the chosen method have a mean tIoU with the true ones between the two."
+        m, found = self.material, self.material.events[self.method]
+        return [v for v in self.ids if v in found and least <= mean_iou(found[v], m.truth[v].events) <= most]
+
 # %% ../nbs/12_visualize.ipynb #d42e3779
 @patch
 def frames(self: EventExplorer):
@@ -666,14 +671,19 @@ def frames(self: EventExplorer):
 
 # %% ../nbs/12_visualize.ipynb #13afdbd3
 @patch
-def figure(self: EventExplorer):
-    "The explorer as a picture: timeline above, masks over the film strip below. Returns the matplotlib figure."
+def figure(
+    self: EventExplorer,
+    timelines: bool = True,     # With the rows of all methods
+):
+    "The explorer as a picture: timelines above, masks over the film strip below. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
     plot_style()
     m, t, strip = self.material, self.material.truth[self.video], self.frames()
     rows = {"truth": t.events} | {n: m.events[n][self.video] for n in _ordered(m.events) if self.video in m.events[n]}
-    fig, (top, low) = plt.subplots(2, 1, figsize=(8, 1.9 + .4 * len(rows)), sharex=True, height_ratios=(.4 * len(rows), 1.1))
-    timeline(rows, t.duration, top).set(xlabel="", title=self.video)
+    heights = [.4 * len(rows)] * timelines + [1.1]
+    fig, axes = plt.subplots(len(heights), 1, figsize=(8, sum(heights) + .8), sharex=True, height_ratios=heights, squeeze=False)
+    low = axes[-1, 0]
+    if timelines: timeline(rows, t.duration, axes[0, 0]).set(xlabel="", title=self.video)
     if strip: film_strip(*strip, ax=low, duration=t.duration)
     for i, (c, w) in enumerate(self.masks): plot_masks([c], [w], t.duration, low, row_colors([self.method])[self.method] if i == self.event else "#808488")
     if strip: low.set(ylabel="")
@@ -693,13 +703,47 @@ def move(
 
 # %% ../nbs/12_visualize.ipynb #66922101
 @patch
-def _png(self: EventExplorer) -> bytes:
+def _png(self: EventExplorer, timelines: bool = True) -> bytes:
     "The picture as PNG."
     import matplotlib.pyplot as plt
-    fig, data = self.figure(), io.BytesIO()
+    fig, data = self.figure(timelines), io.BytesIO()
     fig.savefig(data, format="png", dpi=100)
     plt.close(fig)
     return data.getvalue()
+
+# %% ../nbs/12_visualize.ipynb #c4a7ac94
+@patch
+def _in_clip_space(self: EventExplorer):
+    "Frames [1,T,D] and caption embeddings [1,N,D] of the chosen video and method, None if the data folder has no features or no encoder for texts."
+    import torch
+    from sail_nbdev.data import sample_frames
+    m, vid, said = self.material, self.video, (self.method, self.video)
+    config = m.configs.get(self.method, Config.preset("toy"))
+    if vid not in self._frames or said not in self._texts:
+        from sail_nbdev.features import Encoder, FeatureStore
+        world = m.videos.parent if m.videos else None
+        if world is None or not (world/"features").is_dir(): return None
+        store = FeatureStore(world/"features")
+        if vid not in store: return None
+        if not hasattr(self, "_encoder"): self._encoder = Encoder(str(world/"clip") if (world/"clip").is_dir() else store.meta["model"], store.meta.get("pretrained"))
+        self._frames[vid] = torch.as_tensor(store[vid])
+        self._texts[said] = self._encoder.texts([e.caption for e in m.events[self.method][vid]]).cpu()
+    x = sample_frames(self._frames[vid], config.n_frames)
+    return (torch.nn.functional.normalize(x, dim=-1) if config.normalize_frames else x)[None], self._texts[said][None]
+
+# %% ../nbs/12_visualize.ipynb #441ad71c
+@patch
+def margins(self: EventExplorer):
+    "`(s_pos, s_neg)` [N] of the masks as they stand (`losses.similarities`); None where features or text encoder are missing."
+    import torch
+    from sail_nbdev.losses import similarities
+    from sail_nbdev.masks import MASKS
+    space = self._in_clip_space()
+    if space is None or not len(self.masks): return None
+    c = self.material.configs.get(self.method, Config.preset("toy"))
+    centers, widths = torch.tensor(self.masks, dtype=torch.float32).T
+    masks = MASKS[c.mask](centers, widths, space[0].shape[1], c.tau, c.width_floor)
+    return tuple(s[0].numpy() for s in similarities(masks[None], *space, torch.ones(1, len(centers), dtype=torch.bool)))
 
 # %% ../nbs/12_visualize.ipynb #c094e8dc
 @patch
@@ -708,12 +752,14 @@ def widget(self: EventExplorer):
     if hasattr(self, "_box"): return self._box
     import ipywidgets as w
     slider = functools.partial(w.FloatSlider, step=.005, readout_format=".3f", continuous_update=False)
-    self._parts = p = dict(video=w.Dropdown(options=self.ids, value=self.video, description="video"), method=w.Dropdown(options=_ordered(self.material.events), value=self.method, description="method"),
-        event=w.Dropdown(description="event"), center=slider(min=0, max=1, description="centre"), width=slider(min=.01, max=1, description="width"), picture=w.Image(format="png"), said=w.HTML())
+    self._parts = p = dict(scores=w.FloatRangeSlider(value=(0, 1), min=0, max=1, step=.01, description="mean tIoU", continuous_update=False),
+        video=w.Dropdown(options=self.ids, value=self.video, description="video"), method=w.Dropdown(options=_ordered(self.material.events), value=self.method, description="method"),
+        event=w.Dropdown(description="event"), center=slider(min=0, max=1, description="centre"), width=slider(min=.01, max=1, description="width"),
+        player=w.HTML(), rows=w.HTML(), picture=w.Image(format="png"), said=w.HTML())
     self._quiet = False
-    for name in ("video", "method", "event", "center", "width"): p[name].observe(functools.partial(self._changed, name), "value")
+    for name in ("scores", "video", "method", "event", "center", "width"): p[name].observe(functools.partial(self._changed, name), "value")
     self._fill()
-    self._box = w.VBox([w.HBox([p["video"], p["method"], p["event"]]), w.HBox([p["center"], p["width"]]), p["picture"], p["said"]])
+    self._box = w.VBox([w.HBox([p["scores"], p["video"]]), w.HBox([p["method"], p["event"]]), p["player"], p["rows"], w.HBox([p["center"], p["width"]]), p["said"], p["picture"]])
     return self._box
 
 # %% ../nbs/12_visualize.ipynb #db449c7a
@@ -723,9 +769,32 @@ def _changed(self: EventExplorer, name: str, change) -> None:
     if self._quiet or change["new"] is None: return
     p = self._parts
     if name in ("center", "width"): self.move(p["center"].value, p["width"].value) if len(self.masks) else None
-    else: setattr(self, name, change["new"])
-    if name in ("video", "method"): self._load()
+    elif name != "scores": setattr(self, name, change["new"])
+    if name in ("scores", "method") and (there := self.scored(*p["scores"].value)) and self.video not in there: self.video = there[0]
+    if name in ("scores", "video", "method"): self._load()
     self._fill()
+
+# %% ../nbs/12_visualize.ipynb #b6326def
+_JUPYTER = "--card:var(--jp-layout-color1,#fff);--track:var(--jp-layout-color2,#f0f1ef);--ink:var(--jp-ui-font-color1,#1d2329);--soft:var(--jp-ui-font-color2,#5d666f)"       # the page's colours, from the notebook's theme
+
+@patch
+def _rows_html(self: EventExplorer) -> str:
+    "The rows of the chosen video; the caption of an event is its tooltip."
+    m, t = self.material, self.material.truth[self.video]
+    rows = {"truth": t.events} | {n: m.events[n][self.video] for n in _ordered(m.events) if self.video in m.events[n]}
+    return f'<style>{PLAYER_CSS}</style><div style="{_JUPYTER}">' + "".join(row_html(n, es, t.duration, c) for (n, es), c in zip(rows.items(), row_colors(rows).values())) + "</div>"
+
+@patch
+def _player_html(self: EventExplorer) -> str:
+    "The video as an element that plays, empty if there is no file or it is too large to send to the browser."
+    path = self.material.video_path(self.video)
+    return f'<video controls style="max-width:100%;height:240px" src="{video_source(path)}"></video>' if path and path.stat().st_size < 30e6 else ""
+
+@patch
+def _sentence(self: EventExplorer, moved: Event) -> str:
+    "Where the chosen event is, what it says, and how well its mask matches that."
+    s = self.margins()
+    return f"{moved.start:.1f}–{moved.end:.1f} s: {html.escape(moved.caption)}" + (f" &nbsp; <b>s⁺ {s[0][self.event]:.3f} &nbsp; s⁻ {s[1][self.event]:.3f}</b>" if s else "")
 
 # %% ../nbs/12_visualize.ipynb #4b70ebf3
 @patch
@@ -733,13 +802,16 @@ def _fill(self: EventExplorer) -> None:
     "Bring the widgets to the state of the explorer."
     p, self._quiet = self._parts, True
     events = self.material.events[self.method].get(self.video, [])
+    p["video"].options = self.scored(*p["scores"].value) or [self.video]
+    p["video"].value = self.video
     p["event"].options = [(f"{i + 1} of {len(events)}", i) for i in range(len(events))]
     if events:
         p["event"].value = self.event
         p["center"].value, p["width"].value = np.clip(self.masks[self.event], (0, .01), 1).tolist()
-        moved = self.move(*self.masks[self.event])
-        p["said"].value = f"{moved.start:.1f}–{moved.end:.1f} s: {html.escape(moved.caption)}"
-    p["picture"].value, self._quiet = self._png(), False
+        p["said"].value = self._sentence(self.move(*self.masks[self.event]))
+    if p["player"].value != (player := self._player_html()): p["player"].value = player
+    p["rows"].value = self._rows_html()
+    p["picture"].value, self._quiet = self._png(timelines=False), False
 
 # %% ../nbs/12_visualize.ipynb #80a82168
 @patch

@@ -181,6 +181,48 @@ def test_caption_a_real_clip(demo, tmp_path):
     assert events["results"]["bikes"] and all(0 <= e["timestamp"][0] <= e["timestamp"][1] <= 10.1 for e in events["results"]["bikes"])
 
 
+def test_a_long_video_is_cut_into_windows(demo, tmp_path):
+    "Four held-out videos behind each other: by its own window the run sees events all along, without one only as many as in a single video."
+    import imageio_ffmpeg
+    (tmp_path/"list.txt").write_text("".join(f"file '{demo/'world'/'videos'/f'val_000{i}.mp4'}'\n" for i in (1, 2, 3, 4)))
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "concat", "-safe", "0", "-i", tmp_path/"list.txt", "-c", "copy", tmp_path/"long.mp4"], check=True)
+    whole, cut = (run("sail_caption", tmp_path/"long.mp4", "--model", demo, "--json", tmp_path/f"{name}.json", "--html", tmp_path/f"{name}.html", "--link", *args) for name, args in (("whole", ["--window", 0]), ("cut", [])))
+    assert whole.returncode == cut.returncode == 0, (whole, cut)
+    window, files = read_json(demo/"runs"/"sail"/"encoder.json")["window"], [read_json(tmp_path/f"{name}.json") for name in ("whole", "cut")]
+    seconds, (a, b) = files[0]["durations"]["long"], [f["results"]["long"] for f in files]
+    assert seconds > 1.5 * window and len(b) > len(a)
+    assert all(0 <= e["timestamp"][0] <= e["timestamp"][1] <= seconds for e in b) and {int(4 * e["timestamp"][0] / seconds) for e in b} == {0, 1, 2, 3}
+    page = (tmp_path/"cut.html").read_text()
+    assert 'src="long.mp4"' in page and page.count("<polygon") == len(b) and len(page) < 1e6
+
+
+def test_the_window_covers_the_training_videos(demo):
+    seconds = sorted(v["duration"] for v in read_json(demo/"world"/"annotations"/"train.json").values())
+    window = read_json(demo/"runs"/"sail"/"encoder.json")["window"]
+    assert sum(s <= window + .01 for s in seconds) >= .95 * len(seconds) > sum(s < window - .01 for s in seconds)
+
+
+def test_the_explorer_knows_what_a_mask_says_of_its_caption(demo):
+    "The similarities of L_sim, by hand: pooled frames of the store against captions from the demo's text tower."
+    import torch
+    from sail_nbdev.data import sample_frames
+    from sail_nbdev.features import Encoder, FeatureStore
+    from sail_nbdev.visualize import EventExplorer
+    explorer = EventExplorer(demo)
+    pos, neg = explorer.margins()
+    rows, config = read_json(demo/"predictions"/"sail.json")["results"][explorer.video], read_json(demo/"runs"/"sail"/"config.json")
+    T = config["n_frames"]
+    x = sample_frames(torch.as_tensor(FeatureStore(demo/"world"/"features")[explorer.video]), T).numpy()
+    said = Encoder(str(demo/"world"/"clip"), device="cpu").texts([r["sentence"] for r in rows]).numpy()
+    unit = lambda a: a / np.linalg.norm(a, axis=-1, keepdims=True)
+    c, w = (np.array([r[k] for r in rows])[:, None] for k in ("center", "width"))
+    pooled = unit(np.exp(-(np.linspace(0, 1, T) - c)**2 / (2 * (np.maximum(w, config["width_floor"]) / config["tau"])**2)) @ (unit(x) if config["normalize_frames"] else x))
+    s = pooled @ unit(said).T
+    np.testing.assert_allclose(pos, np.diag(s), atol=1e-4)
+    if len(rows) > 1: np.testing.assert_allclose(neg, np.where(np.eye(len(rows)), -np.inf, s).max(1), atol=1e-4)
+    assert "<video" in explorer._player_html()
+
+
 def test_one_bad_video_among_good_ones(demo, tmp_path):
     shutil.copy(demo/"world"/"videos"/"val_0001.mp4", tmp_path)
     (tmp_path/"bad.mp4").write_text("no video")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sail_nbdev.core import InputError, write_json
-from sail_nbdev.features import Encoder, FeatureStore, decode_video, encode_captions, extract, find_videos, hub_or_cache, iter_frames
+from sail_nbdev.features import Encoder, FeatureStore, decode_video, encode_captions, extract
 
 torch.set_num_threads(1)
 
 
-def write_clip(path, frames, rate=10, codec="libx264", container={}, **options):
+def write_clip(path, frames, rate=10, codec="libx264", container=None, **options):
     "Encode uint8 frames [S,H,W,3]."
     import av
     with av.open(str(path), "w", options=container) as c:
@@ -60,7 +60,6 @@ def test_frame_times_match_a_plain_sequential_decode(tmp_path, rate, suffix):
 
 def test_no_time_stamps_at_all(tmp_path):
     "A raw H.264 stream has neither a duration nor presentation times."
-    import av
     raw = tmp_path/"raw.h264"
     write_clip(raw, grey(50), rate=25, bf="0")
     frames, times, duration = decode_video(raw)
@@ -137,7 +136,6 @@ def test_a_link_in_a_name_is_a_name(tmp_path):
 
 def test_streaming_holds_one_frame(tmp_path):
     "A minute of 25 frames a second walked at 25 fps: memory grows by less than a tenth of the frames' bytes."
-    import resource
     path = write_clip(tmp_path/"long.mp4", np.zeros((1, 360, 640, 3), np.uint8).repeat(500, 0), rate=25)
     code = ("import resource, sys; from sail_nbdev.features import iter_frames\n"
             "it = iter_frames(sys.argv[1], 25); next(it); a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -217,7 +215,7 @@ def test_sampling_of_the_ffmpeg_program(tmp_path, ffmpeg, name, fps):
 
 def test_torchcodec_gives_the_same_pixels(tmp_path):
     "On a CPU, where it can be loaded: equal to PyAV for B-frames, a single frame, no length in the header, a turned phone and three real clips."
-    try: from torchcodec.decoders import VideoDecoder
+    try: import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError): pytest.skip("torchcodec or the FFmpeg libraries it needs are not installed")
     import importlib.util
     from sail_nbdev import features
@@ -288,7 +286,6 @@ def test_half_precision(clip_folder, dtype):
 def test_openai_weights_get_their_activation(monkeypatch):
     "open_clip only warns that OpenAI's weights need QuickGELU; here the model is built with it."
     import open_clip
-    from sail_nbdev import features
     seen = {}
     def create(name, **kw): seen.update(kw, name=name); raise RuntimeError("enough seen")
     monkeypatch.setattr(open_clip, "create_model", create)

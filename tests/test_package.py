@@ -87,6 +87,7 @@ def quickest(limit, *command):
 def test_version_is_stated_once():
     import sail_nbdev
     assert sail_nbdev.__version__ == SETTINGS["version"] == importlib.metadata.version("sail_nbdev")
+    assert f"\nversion: {SETTINGS['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"## [{SETTINGS['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -228,7 +229,7 @@ def test_notebook_was_run(notebook):
         text = "".join("".join(o.get("text", "")) for o in cell["outputs"])
         assert "Traceback (most recent call last)" not in text and "Warning:" not in text and "it/s]" not in text, where
         assert cell["outputs"] or not prints(cell), f"no output kept: {where}"
-    if notebook != "index.ipynb": assert any(c["outputs"] for c in code), f"{notebook} keeps no output"
+    if notebook != "index.ipynb": assert not code or any(c["outputs"] for c in code), f"{notebook} keeps no output"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
@@ -290,6 +291,17 @@ def differences(a, b):
     def files(d): return {p.relative_to(d) for p in d.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     both = files(a) & files(b)
     return sorted(map(str, (files(a) ^ files(b)) | {f for f in both if (a / f).read_bytes() != (b / f).read_bytes()}))
+
+
+def test_ruff_finds_nothing():
+    r = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", str(ROOT)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
+
+
+@pytest.mark.slow
+def test_hints_are_sound(tmp_path):
+    r = subprocess.run([sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from sail_nbdev.core import Config, Event, InputError
 from sail_nbdev.predict import events_subtitles, html_page, player_fragment, player_html, read_events, video_source, write_events
-from sail_nbdev.visualize import EventExplorer, Material, findings, make_report, pick_videos, read_material, report_html, sail_report, score_table
+from sail_nbdev.visualize import EventExplorer, Material, findings, make_report, pick_videos, read_material, report_html, score_table
 
 EVIL = '</script><b onclick="x()">A ball & "it" rolls.</b><img src=http://example.com/x>'
 EXPECTED = Path(__file__).parents[2]/"shared"/"data"/"eval"/"expected"/"anet200.json"
