@@ -198,7 +198,7 @@ class _Cache:
     def get_seq_length(self, *_): return self.read
     def keep(self, rows): self.layers = {i: kv[:, rows] for i, kv in self.layers.items()}
 
-    def update(self, keys, values, layer, *_):
+    def update(self, keys, values, layer, *_, **__):
         new = torch.stack([keys, values])
         kv = self.layers.setdefault(layer, new.new_empty(*new.shape[:3], self.room, new.shape[4]))
         end = self.read + new.shape[3]
@@ -208,7 +208,7 @@ class _Cache:
 # %% ../nbs/05_captioner.ipynb #701aaff7
 def _read(decoder, x, position, sees, cache):
     "The decoder's last states for tokens `x` [M,L,d], each of which sees the earlier ones that `sees` [M,L,tokens] marks."
-    h = decoder.transformer(inputs_embeds=x, position_ids=position, attention_mask=sees[:, None], past_key_values=cache, use_cache=True).last_hidden_state
+    h = decoder.transformer(None, cache, inputs_embeds=x, position_ids=position, attention_mask=sees[:, None], use_cache=True).last_hidden_state       # its name differs between versions of transformers
     cache.read += x.shape[1]
     return h
 
