@@ -180,10 +180,10 @@ def plot_log(
     axes=None,          # One matplotlib axes for each stage; a new figure if None
 ):
     "Draw every loss term over the epochs, one panel for each stage. Returns the axes."
-    import matplotlib.pyplot as plt
     stages = sorted({r["stage"] for r in rows})
     if not stages: raise InputError("training log: it has no rows, so there is nothing to draw")
     if axes is None:
+        import matplotlib.pyplot as plt
         plot_style()
         axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 2.7), squeeze=False)[1][0]
     for ax, stage in zip(axes, stages):
@@ -199,12 +199,13 @@ def plot_log(
 
 # %% ../nbs/09_train.ipynb #3d6888dd
 def _draw_curves(out: Path) -> None:
-    import matplotlib.pyplot as plt
-    with plt.rc_context():
-        fig = plot_log(read_log(out/"log.jsonl"))[0].figure
-        fig.tight_layout()
-        with atomic_path(out/"curves.png") as tmp: fig.savefig(tmp, format="png", dpi=150)
-        plt.close(fig)
+    "Without pyplot, whose state belongs to whoever called us."
+    from matplotlib.figure import Figure
+    rows = read_log(out/"log.jsonl")
+    n = len({r["stage"] for r in rows})
+    fig = Figure(figsize=(4.2 * n, 2.7), layout="constrained", dpi=150)
+    plot_log(rows, fig.subplots(1, n, squeeze=False)[0])
+    with atomic_path(out/"curves.png") as tmp: fig.savefig(tmp, format="png")
 
 # %% ../nbs/09_train.ipynb #c1aaa7d0
 def validation_loss(

@@ -354,6 +354,7 @@ def test_site_has_every_page_and_no_broken_link(site):
     assert {p.relative_to(site).with_suffix(".ipynb").as_posix() for p in pages} >= set(NOTEBOOKS)
     wrong = []
     for path, page in pages.items():
+        if "Traceback (most recent call last)" in path.read_text(encoding="utf-8"): wrong.append(f"{path.name}: shows a traceback")
         for _, link in page.links:
             url = urllib.parse.urlsplit(link)
             if url.scheme or url.netloc: continue

@@ -279,6 +279,14 @@ def test_curves_are_drawn(alone):
     with Image.open(alone/"curves.png") as im: assert im.width > im.height > 200
 
 
+def test_drawing_curves_leaves_pyplot_alone(alone, tmp_path):
+    "A first figure inside a context of its own would switch off the figures of the notebook that trains."
+    shutil.copy(alone/"log.jsonl", tmp_path)
+    code = "import sys; from pathlib import Path; from sail_nbdev.train import _draw_curves; _draw_curves(Path(sys.argv[1])); assert 'matplotlib.pyplot' not in sys.modules"
+    r = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert r.returncode == 0 and r.stderr == "" and (tmp_path/"curves.png").exists(), r.stderr[-2000:]
+
+
 def test_trackers(tmp_path, data):
     train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False, track="tensorboard")
     assert list((tmp_path/"run").rglob("events.out.tfevents.*"))
