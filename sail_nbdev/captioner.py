@@ -225,8 +225,9 @@ def _forbid(logits, texts, t: int, least: int, end: int, n_gram: int):
 # %% ../nbs/05_captioner.ipynb #04220e28
 def _continue(logits, texts, scores, t: int, n: int, **rules):
     "The `n` best of all texts of t+1 tokens that continue `texts` [M,K,most]: score, parent and token, each [M,n]."
-    total = full_precision(logits).logsumexp(-1)                                                            # [M,K]
-    best, token = _forbid(full_precision(logits), texts, t, **rules).topk(n)                                # [M,K,n]
+    logits = full_precision(logits)
+    total = logits.logsumexp(-1)                                                                            # [M,K]
+    best, token = _forbid(logits, texts, t, **rules).topk(n)                                                # [M,K,n]
     scores, i = (best + (scores - total)[..., None]).flatten(1).topk(n)
     return scores, i // n, token.flatten(1).gather(1, i)
 
@@ -255,8 +256,9 @@ def beam_search(self,
         scores, i = scores.masked_fill(ends, -torch.inf).topk(K)
         live = scores[:, 0] / share > ended_scores[:, -1]
         if not live.any(): return out
-        row, ended, ended_scores, scores, i, texts, parent, token, sees = (x[live] for x in (row, ended, ended_scores, scores, i, texts, parent, token, sees))
-        if not live.all(): cache.keep(live)
+        if not live.all():
+            cache.keep(live)
+            row, ended, ended_scores, scores, i, texts, parent, token, sees = (x[live] for x in (row, ended, ended_scores, scores, i, texts, parent, token, sees))
         texts, parent, token = pick(texts, i), parent.gather(1, i), token.gather(1, i)
         sees = torch.cat([pick(sees, parent), torch.eye(K, dtype=torch.bool, device=dev).expand(len(row), K, K)], 2)
         h = _read(self.decoder, self.decoder.transformer.wte(token), torch.full_like(token, P + t), sees, cache)

@@ -21,7 +21,7 @@ from .data import annotation_files, clean_caption, read_annotations, read_record
 
 # %% auto #0
 __all__ = ['iter_frames', 'decode_video', 'hub_or_cache', 'Encoder', 'FeatureStore', 'encode_video', 'extract', 'encode_captions',
-           'encode_texts', 'import_arrays', 'export_arrays', 'find_videos', 'sail_features']
+           'encode_texts', 'import_arrays', 'export_arrays', 'find_videos', 'made_with', 'sail_features']
 
 # %% ../nbs/02_features.ipynb #36af1c9d
 def _open(path: Path):
@@ -834,8 +834,12 @@ def _tell(said: dict, store) -> dict:
     return said["failed"]
 
 # %% ../nbs/02_features.ipynb #3e72d697
-def _made_with(data: str | None, model: str | None, pretrained: str | None) -> tuple[str, str | None]:
-    "The encoder to use where none is named: of the frames in a data folder, else the papers'."
+def made_with(
+    data: str | Path | None,        # Data folder
+    model: str | None = None,       # What is named, if anything is
+    pretrained: str | None = None,
+) -> tuple[str, str]:               # For `Encoder`
+    "Model and weights of the encoder to use where none is named: of the frames in a data folder, else the papers'."
     if model is None and data and (Path(data)/"features").is_dir():
         meta, clip = FeatureStore(Path(data)/"features").meta, Path(data)/"clip"
         if meta.get("model") != "local" or clip.is_dir(): return str(clip) if meta["model"] == "local" else meta["model"], pretrained or meta.get("pretrained") or "none"
@@ -865,7 +869,7 @@ def sail_features(
     if engine not in _ENGINES: raise InputError(f"--engine {engine}: is not one of {', '.join(_ENGINES)}")
     if decode.split(":")[0] not in ("cpu", "cuda"): raise InputError(f"--decode {decode}: is not one of cpu, cuda")
     jobs = find_videos([paths] if isinstance(paths, str) else list(paths)) if paths else {}
-    failed, (model, pretrained) = {}, _made_with(texts if not (paths or arrays) else None, model, pretrained)
+    failed, (model, pretrained) = {}, made_with(texts if not (paths or arrays) else None, model, pretrained)
     if arrays:
         store = FeatureStore.create(out, model=model, pretrained=pretrained, fps=fps, dim=_array_width(Path(arrays)))
         failed |= _tell(import_arrays(arrays, store), store)

@@ -300,12 +300,15 @@ def _open_log(path: Path, step: int):
     return log
 
 # %% ../nbs/09_train.ipynb #0e967175
-def _accelerator(config: Config, device: str | None, compile: bool = False, **tracking):
-    "accelerate's one object for CPU, one GPU and several. A stage uses a part of the parameters only, which several processes must be told; compiled are the transformer layers, for any length."
+def _accelerator(config: Config, device: str | None, **tracking):
+    "accelerate's one object for CPU, one GPU and several. A stage uses a part of the parameters only, which several processes must be told."
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import TorchDynamoPlugin
-    plugin = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True, dynamic=True) if compile else None
-    return Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu", dynamo_plugin=plugin, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)], **tracking)
+    return Accelerator(mixed_precision=config.precision, cpu=pick_device(device) == "cpu", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)], **tracking)
+
+def _compiled(model):
+    "`model` with its transformer layers compiled, for any length; it shares the weights. Not by accelerate, which knows one such setting for all runs of a process."
+    from accelerate.utils import compile_regions
+    return compile_regions(model, backend="inductor", dynamic=True)
 
 def _tracking(track: str | None, out: Path) -> dict:
     "What accelerate is told of a tracker. `InputError` for one that is not installed."
@@ -339,7 +342,7 @@ def train(
     _check_out(config, out, resume)
     if stage1: _check_stage1(config, Path(stage1))
     if validate and not folder: raise InputError("validate: needs a data folder, which has a split 'val'")
-    acc = _accelerator(config, device, compile, **_tracking(track, out))
+    acc = _accelerator(config, device, **_tracking(track, out))
     if (out/"model.safetensors").exists(): return Sail.from_pretrained(out, str(acc.device))
     val = _load_validation(folder, config, str(acc.device)) if validate else None
     if folder: data = load_training_data(folder, config, str(acc.device))
@@ -351,9 +354,10 @@ def train(
     acc.wait_for_everyone()                                     # every process has seen the folder as it was
     if acc.is_main_process: _write_start(config, out, folder, stage1)
     if track: acc.init_trackers("tracked")
-    try: return _run_stages(acc, model, optimizer, data, val, out, state, last_stage, checkpoint_minutes, progress)
+    try: return _run_stages(acc, model, _compiled(model) if compile else model, optimizer, data, val, out, state, last_stage, checkpoint_minutes, progress)
     except _BadBatches as e: write_json(out/"bad_batches.json", e.ids); raise
-    finally: acc.end_training()
+    finally:
+        for t in acc.trackers: t.finish()                       # and not `end_training`, which leaves no group for another run in these processes
 
 # %% ../nbs/09_train.ipynb #4cf6489e
 def _resume(model, optimizer, out: Path, stage1) -> dict:
@@ -367,13 +371,13 @@ def _resume(model, optimizer, out: Path, stage1) -> dict:
     return dict(_START)
 
 # %% ../nbs/09_train.ipynb #5c181fb5
-def _run_stages(acc, model, optimizer, data, val, out: Path, at: dict, last: int, minutes: float, progress: bool):
-    "Train from `at` to the end of stage `last`; checkpoints on the way, `stage1/` after the first stage, the model at the end."
+def _run_stages(acc, model, trained, optimizer, data, val, out: Path, at: dict, last: int, minutes: float, progress: bool):
+    "Train `trained`, which is `model` or shares its weights, from `at` to the end of stage `last`; checkpoints on the way, `stage1/` after the first stage, the model at the end."
     c, saved, write = data.config, time.monotonic(), _open_log(out/"log.jsonl", at["step"]) if acc.is_main_process else lambda row: None
     def log(row): write(row); acc.log({f"stage {row['stage']}/{k}": v for k, v in row.items() if k not in ("stage", "step", "skipped")}, step=row["step"])
     epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}
     total = math.ceil(math.ceil(len(data) / c.batch_size) / _batches_per_update(c, acc)) * sum(epochs.values())
-    wrapped, optimizer = acc.prepare(model, optimizer)
+    wrapped, optimizer = acc.prepare(trained, optimizer)
     if acc.scaler and "scaler" in at: acc.scaler.load_state_dict(at.pop("scaler"))
     def save(at, always=False):
         nonlocal saved
@@ -404,10 +408,10 @@ def estimate_cost(
     import torch
     from sail_nbdev.captioner import FULL, MASK, train_tokenizer
     from sail_nbdev.model import Sail
-    acc, c = _accelerator(config, device, compile), replace(config, pretrained=None)
+    acc, c = _accelerator(config, device), replace(config, pretrained=None)
     plain = model = Sail(c, train_tokenizer([_WORDS] * 2)).to(acc.device).train()              # a token a word, as GPT-2 has for most of them
     optimizer, batch = torch.optim.AdamW(model.parameters(), c.lr), _made_up_batch(c, acc.device)
-    model, optimizer = acc.prepare(model, optimizer)
+    model, optimizer = acc.prepare(_compiled(model) if compile else model, optimizer)
     if acc.device.type == "cuda": torch.cuda.reset_peak_memory_stats()
     def seconds(stage):
         start = time.perf_counter()

@@ -642,7 +642,7 @@ class EventExplorer:
         video: str | None = None,       # Video to begin with; by default the first
     ):
         self.material = source if isinstance(source, Material) else read_material(source)
-        self.method, self._strips, self._frames, self._texts = method or self.material.main, {}, {}, {}
+        self.method, self._strips, self._frames, self._texts, self._why = method or self.material.main, {}, {}, {}, ""
         if self.method not in self.material.events: raise InputError(f"explorer: method {self.method!r} is not one of {', '.join(self.material.events) or '(there are no predictions)'}")
         self.ids = [v for v in self.material.events[self.method] if v in self.material.truth]
         if not self.ids: raise InputError(f"explorer: no video has both predictions of {self.method} and true events")
@@ -720,12 +720,15 @@ def _in_clip_space(self: EventExplorer):
     m, vid, said = self.material, self.video, (self.method, self.video)
     config = m.configs.get(self.method, Config.preset("toy"))
     if vid not in self._frames or said not in self._texts:
-        from sail_nbdev.features import Encoder, FeatureStore
+        from sail_nbdev.features import Encoder, FeatureStore, made_with
         world = m.videos.parent if m.videos else None
         if world is None or not (world/"features").is_dir(): return None
         store = FeatureStore(world/"features")
         if vid not in store: return None
-        if not hasattr(self, "_encoder"): self._encoder = Encoder(str(world/"clip") if (world/"clip").is_dir() else store.meta["model"], store.meta.get("pretrained"))
+        if not hasattr(self, "_encoder"):
+            try: self._encoder = Encoder(*made_with(world))
+            except InputError as e: self._encoder, self._why = None, str(e)
+        if self._encoder is None: return None
         self._frames[vid] = torch.as_tensor(store[vid])
         self._texts[said] = self._encoder.texts([e.caption for e in m.events[self.method][vid]]).cpu()
     x = sample_frames(self._frames[vid], config.n_frames)
@@ -756,7 +759,7 @@ def widget(self: EventExplorer):
         video=w.Dropdown(options=self.ids, value=self.video, description="video"), method=w.Dropdown(options=_ordered(self.material.events), value=self.method, description="method"),
         event=w.Dropdown(description="event"), center=slider(min=0, max=1, description="centre"), width=slider(min=.01, max=1, description="width"),
         player=w.HTML(), rows=w.HTML(), picture=w.Image(format="png"), said=w.HTML())
-    self._quiet = False
+    self._quiet, self._shown = False, None
     for name in ("scores", "video", "method", "event", "center", "width"): p[name].observe(functools.partial(self._changed, name), "value")
     self._fill()
     self._box = w.VBox([w.HBox([p["scores"], p["video"]]), w.HBox([p["method"], p["event"]]), p["player"], p["rows"], w.HBox([p["center"], p["width"]]), p["said"], p["picture"]])
@@ -770,7 +773,7 @@ def _changed(self: EventExplorer, name: str, change) -> None:
     p = self._parts
     if name in ("center", "width"): self.move(p["center"].value, p["width"].value) if len(self.masks) else None
     elif name != "scores": setattr(self, name, change["new"])
-    if name in ("scores", "method") and (there := self.scored(*p["scores"].value)) and self.video not in there: self.video = there[0]
+    if name in ("scores", "method"): self._offer()
     if name in ("scores", "video", "method"): self._load()
     self._fill()
 
@@ -785,6 +788,14 @@ def _rows_html(self: EventExplorer) -> str:
     return f'<style>{PLAYER_CSS}</style><div style="{_JUPYTER}">' + "".join(row_html(n, es, t.duration, c) for (n, es), c in zip(rows.items(), row_colors(rows).values())) + "</div>"
 
 @patch
+def _offer(self: EventExplorer) -> None:
+    "Offer the videos in the range of scores, and go to one of them."
+    p, there, self._quiet = self._parts, self.scored(*self._parts["scores"].value), True
+    if there and self.video not in there: self.video = there[0]
+    p["video"].options = there or [self.video]
+    self._quiet = False
+
+@patch
 def _player_html(self: EventExplorer) -> str:
     "The video as an element that plays, empty if there is no file or it is too large to send to the browser."
     path = self.material.video_path(self.video)
@@ -794,7 +805,7 @@ def _player_html(self: EventExplorer) -> str:
 def _sentence(self: EventExplorer, moved: Event) -> str:
     "Where the chosen event is, what it says, and how well its mask matches that."
     s = self.margins()
-    return f"{moved.start:.1f}–{moved.end:.1f} s: {html.escape(moved.caption)}" + (f" &nbsp; <b>s⁺ {s[0][self.event]:.3f} &nbsp; s⁻ {s[1][self.event]:.3f}</b>" if s else "")
+    return f"{moved.start:.1f}–{moved.end:.1f} s: {html.escape(moved.caption)}" + (f" &nbsp; <b>s⁺ {s[0][self.event]:.3f} &nbsp; s⁻ {s[1][self.event]:.3f}</b>" if s else f"<br>no s⁺ and s⁻: {html.escape(self._why)}" if self._why else "")
 
 # %% ../nbs/12_visualize.ipynb #4b70ebf3
 @patch
@@ -802,15 +813,13 @@ def _fill(self: EventExplorer) -> None:
     "Bring the widgets to the state of the explorer."
     p, self._quiet = self._parts, True
     events = self.material.events[self.method].get(self.video, [])
-    p["video"].options = self.scored(*p["scores"].value) or [self.video]
     p["video"].value = self.video
     p["event"].options = [(f"{i + 1} of {len(events)}", i) for i in range(len(events))]
     if events:
         p["event"].value = self.event
         p["center"].value, p["width"].value = np.clip(self.masks[self.event], (0, .01), 1).tolist()
         p["said"].value = self._sentence(self.move(*self.masks[self.event]))
-    if p["player"].value != (player := self._player_html()): p["player"].value = player
-    p["rows"].value = self._rows_html()
+    if self._shown != self.video: p["player"].value, p["rows"].value, self._shown = self._player_html(), self._rows_html(), self.video
     p["picture"].value, self._quiet = self._png(timelines=False), False
 
 # %% ../nbs/12_visualize.ipynb #80a82168

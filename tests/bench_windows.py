@@ -10,6 +10,7 @@ from sail_nbdev.core import read_json
 from sail_nbdev.data import read_annotations
 from sail_nbdev.evaluate import evaluate
 from sail_nbdev.features import FeatureStore
+from sail_nbdev.masks import to_intervals, uniform_layout
 from sail_nbdev.predict import caption_frames, load_run
 
 
@@ -27,7 +28,7 @@ def recordings(demo, together=6):
     return videos, references
 
 
-def uniform(n, duration): return [dict(sentence="None.", timestamp=[i * duration / n, (i + 1) * duration / n]) for i in range(n)]
+def uniform(n, duration): return [dict(sentence="None.", timestamp=t) for t in to_intervals(*uniform_layout(n), duration).tolist()]
 
 
 if __name__ == "__main__":
