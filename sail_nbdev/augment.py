@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio, copy, hashlib, itertools, json, os, queue, re, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,12 +17,12 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .core import InputError, Video, command, derive_seed, pick_device, read_json, set_seed, writable_dir, write_json
-from .data import clean_caption, read_annotations
+from .data import annotation_files, clean_caption, pad_rows, read_annotations
 
 # %% auto #0
-__all__ = ['PROMPT_VERSION', 'SYSTEM', 'EXAMPLES', 'Gap', 'find_gaps', 'messages', 'Answer', 'RulesBackend', 'FileBackend',
-           'TransformersBackend', 'small_model', 'OpenAIBackend', 'tidy', 'language_of', 'reject', 'AnswerCache',
-           'augment', 'write_synthetic', 'sail_augment']
+__all__ = ['PROMPT_VERSION', 'SYSTEM', 'EXAMPLES', 'SEEN', 'Gap', 'find_gaps', 'messages', 'Answer', 'RulesBackend',
+           'FileBackend', 'TransformersBackend', 'small_model', 'OpenAIBackend', 'tidy', 'language_of', 'reject',
+           'AnswerCache', 'augment', 'gap_spans', 'VisionBackend', 'write_synthetic', 'sail_augment']
 
 # %% ../nbs/07_augment.ipynb #b6eb54c4
 class Gap(NamedTuple):
@@ -388,15 +389,16 @@ def _lock(self: AnswerCache, key: str, take: bool = True) -> bool:
     except BlockingIOError: return False
 
 # %% ../nbs/07_augment.ipynb #8714dfbf
-def _key(gap: Gap, about: dict, seed: int) -> str:
+def _key(gap: Gap, about: dict, seed: int, seen: dict | None = None) -> str:
     "What an answer is kept under: all that it depends on."
-    where = [gap.video, gap.index] if about["backend"] == "file" else []
+    where = [gap.video, gap.index, *([seen] if seen else [])] if about["backend"] in ("file", "vision") else []
     return hashlib.sha256(json.dumps([gap.before, gap.after, *where, PROMPT_VERSION, about, seed], sort_keys=True).encode()).hexdigest()[:24]
 
 # %% ../nbs/07_augment.ipynb #24e4ffcd
 def _ask_for(gaps: list[Gap], backend, kept: AnswerCache, seed: int, chunk: int, progress: bool, label: str) -> dict[Gap, dict]:
     "A row of the cache for each gap, or {\"error\": ...}; only what is not there is asked for."
-    keys, errors = {g: _key(g, backend.about, seed) for g in gaps}, {}
+    seen = {g: backend.seen(g) for g in gaps} if hasattr(backend, "seen") else {}
+    keys, errors = {g: _key(g, backend.about, seed, seen.get(g)) for g in gaps}, {}
     pairs = {k: g for g, k in keys.items()}
     with tqdm(total=len(pairs), initial=sum(k in kept.rows for k in pairs), unit="gap", desc=label, disable=not progress) as bar:
         while todo := [k for k in pairs if k not in kept.rows and k not in errors]:
@@ -404,7 +406,7 @@ def _ask_for(gaps: list[Gap], backend, kept: AnswerCache, seed: int, chunk: int,
             try:
                 for i, a in backend.write([pairs[k] for k in mine], seed):
                     if a.error: errors[mine[i]] = a.error
-                    else: kept.add(**_row(mine[i], pairs[mine[i]], a, backend.about, seed))
+                    else: kept.add(**_row(mine[i], pairs[mine[i]], a, {**backend.about, **seen.get(pairs[mine[i]], {})}, seed))
             finally: kept.release(mine)
             if not mine: time.sleep(.2)                 # the rest is being asked by others
             kept.refresh(); bar.update(sum(k in kept.rows or k in errors for k in pairs) - bar.n)
@@ -431,7 +433,7 @@ def _judge(rows: dict[Gap, dict], language: str | None) -> dict[Gap, tuple]:
 # %% ../nbs/07_augment.ipynb #4d6f5a76
 def augment(
     videos: dict[str, Video],           # From `read_annotations`
-    backend,                            # One of the four
+    backend,                            # One of the five
     cache: str | Path | None = None,    # JSON lines file that keeps the answers
     seed: int = 42,
     share: float = 1.0,                 # Share of the gaps to caption
@@ -463,21 +465,178 @@ def _account(tried: list[tuple]) -> dict:
     return {"tries": counts, "tokens": [sum(r["tokens"][i] for r in rows) for i in (0, 1)], "errors": [f"video {g.video}, gap {g.index + 1}: {r['error']}" for g, r in (tried[-1][0] if tried else {}).items() if "error" in r],
             "samples": {"used": sample(lambda w: not w), "rejected": sample(bool)}}
 
+# %% ../nbs/07_augment.ipynb #5e1f0a02
+def _between(centers, widths, seconds, n_frames: int):
+    "From the end of each event to the start of the next, in seconds [B,N-1,2]; one frame spacing where that is shorter."
+    import torch
+    from sail_nbdev.masks import to_intervals
+    e = to_intervals(centers, widths, seconds)                                              # [B,N,2]
+    a, b = e[:, :-1, 1], e[:, 1:, 0]                                                        # [B,N-1]
+    half = ((b - a) / 2).maximum(seconds[:, None] / (n_frames - 1) / 2)
+    middle = ((a + b) / 2).maximum(half).minimum(seconds[:, None] - half)
+    return torch.stack([middle - half, middle + half], -1)                                  # [B,N-1,2]
+
+# %% ../nbs/07_augment.ipynb #5e1f0a04
+def gap_spans(
+    data: str | Path,       # Data folder: annotations/train.json, features/ and text/
+    n_frames: int = 32,    # T, frames of a video that are aligned
+) -> dict[str, list[tuple[float, float]]]:      # {video: N-1 pairs of seconds}
+    "Where the gaps of the training videos are, by alignment of frames to captions; no time stamp is read. Videos without features are left out."
+    import torch
+    from sail_nbdev.losses import align_captions
+    path = annotation_files(data, "train")[0]
+    frames, texts = _store(data, "features", "sail_features"), _store(data, "text", "sail_features --texts")
+    videos = {v: o for v, o in read_annotations(path).items() if v in frames}
+    out, todo = {v: [] for v in videos}, [v for v, o in videos.items() if len(o.captions) > 1]
+    for v in todo:
+        if videos[v].duration is None: raise InputError(f"{path}: video {v}: has no duration, which the places of its gaps are made from")
+    for ids in (todo[k:k + 64] for k in range(0, len(todo), 64)):
+        n = [len(videos[v].captions) for v in ids]
+        said, valid = pad_rows([_text_rows(texts, v, k) for v, k in zip(ids, n)], max(n))                       # [B,N,D], [B,N]
+        with torch.no_grad(): c, w = align_captions(frames.batch(ids, n_frames), said, valid)                   # [B,N] each
+        found = _between(c, w, torch.tensor([videos[v].duration for v in ids], dtype=c.dtype), n_frames)
+        for v, k, s in zip(ids, n, found.tolist()): out[v] = [(round(a, 3), round(b, 3)) for a, b in s[:k - 1]]
+    return out
+
+# %% ../nbs/07_augment.ipynb #5e1f0a05
+def _store(data: str | Path, name: str, how: str):
+    "A feature store of a data folder. `InputError` that says how it is made."
+    from sail_nbdev.features import FeatureStore
+    if not (Path(data)/name).is_dir(): raise InputError(f"{Path(data)/name}: no such store; make it with {how}")
+    return FeatureStore(Path(data)/name)
+
+def _text_rows(texts, video: str, n: int):
+    "The embeddings [N,D] of a video's captions. `InputError` if there are not N."
+    rows = texts[video]
+    if len(rows) != n: raise InputError(f"{texts.folder}: video {video}: {len(rows)} embeddings for {n} captions; make them anew with sail_features --texts")
+    return rows
+
+# %% ../nbs/07_augment.ipynb #5e1f0a0c
+def _frames_at(path: Path, times: list[float], fps: float = 10.) -> dict[float, np.ndarray]:
+    "The frame on screen at each of `times`, in seconds. `InputError` as for `iter_frames`, and where the video ends more than a second before."
+    from sail_nbdev.features import iter_frames
+    out, left = {}, sorted(set(times))
+    for at, frame in iter_frames(path, fps):
+        while left and left[0] < at + 1 / fps - 1e-6: out[left.pop(0)] = frame
+        if not left: return out
+    if left[-1] > at + 1: raise InputError(f"{path}: ends at {at:.1f} s, a gap is at {left[-1]:.1f} s")
+    return {**out, **dict.fromkeys(left, frame)}
+
+# %% ../nbs/07_augment.ipynb #5e1f0a0f
+SEEN = "Say what happens here in one sentence, in the present tense, in at most fifteen words. Say nothing else."
+
+class VisionBackend:
+    "A vision-language model through `transformers`, shown the frames of a gap. `InputError` if it, the videos or the places of the gaps cannot be had."
+    def __init__(self,
+        data: str | Path,                           # Data folder, for `gap_spans`
+        videos: str | Path | None = None,           # Folder of video files, named by id; DATA/videos if None
+        model: str = "Salesforce/blip2-opt-2.7b",   # Hub id or folder
+        device: str | None = None,                  # The best there is if None
+        batch_size: int = 16,                       # Gaps at a time
+        n_frames: int = 1,                          # Frames of a gap, 1 is the middle one; more only for models that chat
+        max_new_tokens: int = 32,                   # Longest answer
+    ):
+        from sail_nbdev.features import find_videos
+        self.videos, self.device, self.batch_size, self.n_frames = Path(videos or Path(data)/"videos"), pick_device(device), batch_size, n_frames
+        self.files, self.spans, self.options = find_videos([str(self.videos)]), gap_spans(data), dict(max_new_tokens=max_new_tokens, do_sample=False)
+        self.processor, self.model = _load_vision_model(model, self.device)
+        self.question = SEEN if getattr(self.processor, "chat_template", None) else None
+        if n_frames > 1 and not self.question: raise InputError(f"vision-language model {model}: has no chat template, so it reads one frame of a gap and not {n_frames}")
+        self.about = {"backend": "vision", "model": Path(model).name if Path(model).exists() else model, "question": self.question, "frames": n_frames, **self.options}
+
+# %% ../nbs/07_augment.ipynb #5e1f0a10
+def _load_vision_model(model: str, device: str):
+    "Processor and model, bf16 on a GPU and fp32 elsewhere."
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+    from sail_nbdev.features import hub_or_cache
+    try:
+        logging.disable_progress_bar()
+        with hub_or_cache():
+            processor = AutoProcessor.from_pretrained(model)
+            if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")): raise ValueError("it has no processor for pictures")
+            vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    except (OSError, ValueError, ImportError) as e:
+        raise InputError(f"vision-language model {model}: neither a folder here, nor can it be fetched from the hub ({str(e).splitlines()[0][:160]})") from None
+    tok = processor.tokenizer
+    tok.padding_side, tok.pad_token = "left", tok.pad_token or tok.eos_token
+    return processor, vlm.to(device).eval()
+
+# %% ../nbs/07_augment.ipynb #5e1f0a11
+@patch
+def seen(self: VisionBackend, gap: Gap) -> dict:
+    "What an answer depends on beside the captions: the seconds of the gap. `InputError` for a gap that the data folder has not."
+    spans = self.spans.get(gap.video)
+    if spans is None: return {"span": None}
+    if gap.index >= len(spans): raise InputError(f"video {gap.video}: has {len(spans)} gap(s) in the data folder, so none of number {gap.index + 1}; are the annotations another file's?")
+    return {"span": list(spans[gap.index])}
+
+# %% ../nbs/07_augment.ipynb #5e1f0a12
+@patch
+def _look(self: VisionBackend, gaps: list[Gap]) -> list:
+    "For each gap of one video its frames, or an answer that says why there are none."
+    video, K = gaps[0].video, self.n_frames
+    try:
+        if video not in self.spans: raise InputError("the video has no features, so nobody knows where its gaps are")
+        if video not in self.files: raise InputError(f"no file of this name in {self.videos}")
+        times = [[a + (b - a) * (k + .5) / K for k in range(K)] for a, b in (self.spans[video][g.index] for g in gaps)]
+        frames = _frames_at(self.files[video], sum(times, []))
+        return [[frames[t] for t in ts] for ts in times]
+    except Exception as e: return [Answer(None, error=str(e) if isinstance(e, InputError) else f"{self.files[video]}: {type(e).__name__}: {e}")] * len(gaps)
+
+# %% ../nbs/07_augment.ipynb #5e1f0a13
+@patch
+def _read(self: VisionBackend, shots: list[list[np.ndarray]]):
+    "What the model reads of [B] gaps with `n_frames` frames each."
+    from PIL import Image
+    images = [[Image.fromarray(f) for f in s] for s in shots]
+    if not self.question: return self.processor(images=[s[0] for s in images], return_tensors="pt")
+    chat = [{"role": "user", "content": [*({"type": "image"} for _ in images[0]), {"type": "text", "text": self.question}]}]
+    return self.processor(images=images, text=[self.processor.apply_chat_template(chat, add_generation_prompt=True)] * len(images), padding=True, return_tensors="pt")
+
+# %% ../nbs/07_augment.ipynb #5e1f0a14
+@patch
+def _say(self: VisionBackend, shots: list[list[np.ndarray]]) -> list[Answer]:
+    "One answer for each gap."
+    import torch
+    x, tok = self._read(shots).to(self.device, self.model.dtype), self.processor.tokenizer
+    n = x["input_ids"].shape[1] if "input_ids" in x else 0
+    with torch.inference_mode(): out = self.model.generate(**x, pad_token_id=tok.pad_token_id, **self.options)[:, n:]
+    read = x["attention_mask"].sum(1).tolist() if n else [0] * len(shots)
+    return [Answer(t, (r, len(tok(t, add_special_tokens=False).input_ids))) for t, r in zip(tok.batch_decode(out, skip_special_tokens=True), read)]
+
+# %% ../nbs/07_augment.ipynb #5e1f0a15
+@patch
+def write(self: VisionBackend, gaps: list[Gap], seed: int):
+    "Yields one raw answer for each gap, video by video; the seed changes nothing. A video that cannot be read is an error of its gaps."
+    of, workers, hold = {}, max(1, min(8, os.cpu_count() or 1)), []
+    for i, g in enumerate(gaps): of.setdefault(g.video, []).append(i)
+    def say(part): yield from zip([i for i, _ in part], self._say([s for _, s in part])) if part else ()
+    with ThreadPoolExecutor(workers) as pool:
+        for some in (list(of.values())[k:k + workers] for k in range(0, len(of), workers)):
+            for i, s in itertools.chain.from_iterable(map(zip, some, pool.map(self._look, [[gaps[i] for i in at] for at in some]))):
+                if isinstance(s, Answer): yield i, s
+                else: hold.append((i, s))
+            while len(hold) >= self.batch_size: yield from say(hold[:self.batch_size]); hold = hold[self.batch_size:]
+    yield from say(hold)
+
 # %% ../nbs/07_augment.ipynb #793decf3
-def _backend(name: str, model: str | None, base_url: str | None, file: str | None, device: str | None, batch_size: int = 16, concurrency: int = 8, timeout: float = 60.):
+def _backend(name: str, model: str | None, base_url: str | None, file: str | None, device: str | None, batch_size: int = 16, concurrency: int = 8, timeout: float = 60., data: str | None = None, videos: str | None = None):
     "The backend that the command line names."
     if name == "rules": return RulesBackend()
     if name == "transformers": return TransformersBackend(model or "Qwen/Qwen3-8B", device, batch_size)
-    if name not in ("openai", "file"): raise InputError(f"--backend {name!r} is not one of transformers, openai, file, rules")
-    option, value = ("--model", model) if name == "openai" else ("--file", file)
+    if name not in ("openai", "file", "vision"): raise InputError(f"--backend {name!r} is not one of transformers, openai, file, rules, vision")
+    option, value = {"openai": ("--model", model), "file": ("--file", file), "vision": ("--data", data)}[name]
     if not value: raise InputError(f"--backend {name} needs {option}")
+    if name == "vision": return VisionBackend(data, videos, model or "Salesforce/blip2-opt-2.7b", device, batch_size)
     return OpenAIBackend(model, base_url, concurrency, timeout) if name == "openai" else FileBackend(file)
 
 # %% ../nbs/07_augment.ipynb #5c402e13
 def write_synthetic(
     videos: dict[str, Video],   # From `read_annotations`
     out: str | Path,            # synthetic.json
-    backend,                    # One of the four
+    backend,                    # One of the five
     **kwargs,                   # For `augment`
 ) -> dict:                      # The summary
     "Write captions, summary and raw answers: `out`, and beside it the same name with .summary.json and .jsonl."
@@ -489,12 +648,14 @@ def write_synthetic(
     return summary
 
 # %% ../nbs/07_augment.ipynb #909cc64e
-def _estimate(gaps: list[Gap], rate: float, price_in: float, price_out: float) -> str:
+def _estimate(gaps: list[Gap], rate: float, price_in: float, price_out: float, seen: bool = False) -> str:
     "What asking for `gaps` would take, in words: four characters a token, 20 tokens an answer."
     read, written = sum(len(m["content"]) for g in gaps for m in messages(g)) / 4, 20 * len(gaps)
     cost = (read * price_in + written * price_out) / 1e6
+    minutes = f"about {len(gaps) / rate / 60:.0f} min at {rate:g} captions a second"
+    if seen: return f"{len(gaps):,} gaps, each seen in its frames; {minutes}"
     money = f"; about ${cost:,.2f} at ${price_in:g} and ${price_out:g} a million" if price_in or price_out else "; cost with --price_in and --price_out"
-    return f"{len(gaps):,} gaps; about {read / 1e6:.2f} M tokens to read and {written / 1e6:.2f} M to write; about {len(gaps) / rate / 60:.0f} min at {rate:g} captions a second" + money
+    return f"{len(gaps):,} gaps; about {read / 1e6:.2f} M tokens to read and {written / 1e6:.2f} M to write; {minutes}" + money
 
 # %% ../nbs/07_augment.ipynb #ccffc77e
 def _tell(s: dict, out) -> int:
@@ -513,15 +674,17 @@ def _tell(s: dict, out) -> int:
 def sail_augment(
     annotations: str,               # Annotation file of the training videos
     out: str = None,                # File to write, such as synthetic.json
-    backend: str = "transformers",  # transformers, openai, file or rules
+    backend: str = "transformers",  # transformers, openai, file, rules or vision
     model: str = None,              # Hub id, folder or .gguf file; the name on the server for openai
     base_url: str = None,           # Address of an OpenAI-compatible server
     file: str = None,               # Captions made elsewhere, for --backend file
+    data: str = None,               # Data folder with features and text, for --backend vision
+    videos: str = None,             # Folder of video files, for --backend vision (DATA/videos if not given)
     share: float = 1.0,             # Share of the gaps to caption
     tries: int = 3,                 # Times a gap is asked for whose answers are rejected
     seed: int = 42,                 # Seed of the draw and of the sampling
     device: str = None,             # cpu, cuda, mps (the best there is if not given)
-    batch_size: int = 16,           # Gaps at a time, for transformers
+    batch_size: int = 16,           # Gaps at a time, for transformers and vision
     concurrency: int = 8,           # Questions under way at once, for openai
     timeout: float = 60.,           # Seconds for one answer, for openai
     dry_run: bool = False,          # Only count gaps and estimate tokens, time and cost
@@ -532,7 +695,8 @@ def sail_augment(
     "Write a synthetic caption for each gap between two captions of a video; goes on where it was stopped."
     for name, value in dict(tries=tries, batch_size=batch_size, concurrency=concurrency, timeout=timeout, rate=rate).items():
         if not value > 0: raise InputError(f"--{name} {value} must be greater than 0")
-    videos = read_annotations(annotations)
-    if dry_run: print(_estimate(_drawn(find_gaps(videos), share, seed), rate, price_in, price_out) + "; nothing was asked"); return 0
+    train = read_annotations(annotations)
+    if dry_run: print(_estimate(_drawn(find_gaps(train), share, seed), rate, price_in, price_out, backend == "vision") + "; nothing was asked"); return 0
     if not out: raise InputError("--out FILE is needed, such as synthetic.json")
-    return _tell(write_synthetic(videos, out, _backend(backend, model, base_url, file, device, batch_size, concurrency, timeout), seed=seed, share=share, tries=tries), out)
+    asked = _backend(backend, model, base_url, file, device, batch_size, concurrency, timeout, data, videos)
+    return _tell(write_synthetic(train, out, asked, seed=seed, share=share, tries=tries), out)

@@ -94,8 +94,11 @@ class Config:
     dropout: float = 0.1                # Everywhere
     # -- localizer and masks
     n_queries: int = 16                 # Most events a video can have (released: 16; F5)
+    localizer: str = "queries"          # queries (released) | frames: labels of frames, of which a lattice makes events (SAIL+)
+    localizer_convs: int = 2            # frames: convolutions over time, each of kernel 5
+    layout: str = "none"                # queries: what centres and widths are offsets from: none (released) | uniform | changes
     localizer_ffn: int = 1024           # Feed-forward width of the decoder layer
-    mask: str = "gaussian"              # gaussian | cauchy | hard | uniform (fixed layout; F10, F11)
+    mask: str = "gaussian"              # gaussian | cauchy | hard | uniform, changes (fixed layouts; F10, F11)
     tau: float = 2.0                    # sigma = width / tau
     width_floor: float = 0.01           # Least width of a mask (F6)
     layout_k: float = 1.0               # Uniform layout: width k / N (F11)
@@ -108,6 +111,14 @@ class Config:
     aug_weight: float = 0.25            # alpha (stated)
     normalize_frames: bool = False      # L2-normalise frames before pooling in L_sim, L_aug (F9)
     hard_negatives: bool = False        # Synthetic captions as further negatives in L_sim, the ablation "+HN" (C.5)
+    align_weight: float = 0.            # L_align: frames against ordered captions, in both stages (SAIL+)
+    align: str = "soft"                 # All alignments, weighted: soft | the best one: hard
+    align_temperature: float = 1.       # What one unit of score is, in standard deviations of a video's similarities
+    extent_weight: float = 0.           # L_ext: inside of a mask against a ring around it (SAIL+)
+    extent_ring: float = 2.             # Outer width of the ring, in widths
+    gate: float = 0.                    # Synthetic captions less new than this are left out (SBS: 0.2); 0 keeps all
+    adaptive_inter: bool = False        # Width of each inter-mask from 0.2, 0.4, 0.6, the one that fits best (SBS), instead of `inter_width`
+    supervision: str = "captions"       # captions | boundaries: the study's upper bound, which is told where events are
     # -- training
     lr: float = 1e-4                    # Peak learning rate (stated)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -123,6 +134,8 @@ class Config:
     precision: str = "no"               # accelerate's mixed precision: no | bf16 | fp16
     seed: int = 42
     # -- inference
+    count: str = "paragraph"            # Number of events: sentences of the stage-1 paragraph (released) | localizer
+    refine: bool = False                # Align the generated captions to the frames and caption again (SAIL+)
     beams: int = 4
     no_repeat_ngram: int = 4
     length_penalty: float = 1.0
@@ -141,6 +154,7 @@ METHODS: dict[str, dict] = {
     "sail": {},
     "ilcacm": dict(sim_weight=0., aug_weight=0.),
     "uniform": dict(mask="uniform", div_weight=0., sim_weight=0., aug_weight=0.),
+    "sail_plus": dict(localizer="frames", align_weight=1., count="localizer"),
 }
 
 # %% ../nbs/00_core.ipynb #280fdec5
@@ -170,8 +184,9 @@ def _coerce(f: dataclasses.Field, value, where: str):
     return value
 
 # %% ../nbs/00_core.ipynb #cb44d717
-_CHOICES = dict(method=tuple(METHODS), mask=("gaussian", "cauchy", "hard", "uniform"), update=("joint", "alternate"), precision=("no", "bf16", "fp16"))
-_POSITIVE = "n_frames feature_dim max_captions d_model n_heads decoder_width decoder_layers decoder_heads vocab_size n_queries tau width_floor layout_k inter_width lr batch_size accumulate clip_norm beams".split()
+_CHOICES = dict(method=tuple(METHODS), mask=("gaussian", "cauchy", "hard", "uniform", "changes"), update=("joint", "alternate"), precision=("no", "bf16", "fp16"),
+    localizer=("queries", "frames"), layout=("none", "uniform", "changes"), align=("soft", "hard"), supervision=("captions", "boundaries"), count=("paragraph", "localizer"))
+_POSITIVE = "n_frames feature_dim max_captions d_model n_heads decoder_width decoder_layers decoder_heads vocab_size n_queries tau width_floor layout_k inter_width align_temperature extent_ring lr batch_size accumulate clip_norm beams".split()
 _SHARES = "synthetic_share dropout warmup div_gamma width_floor".split()
 
 def _validate(config: Config, where: str) -> Config:
@@ -193,6 +208,9 @@ def _validate(config: Config, where: str) -> Config:
     for name in ("paragraph_tokens", "caption_tokens"):
         least, most = getattr(config, name)
         if not 0 <= least <= most or most < 1: raise InputError(f"{where}: {name}={getattr(config, name)} must be a least and a most number of tokens")
+    if config.localizer == "frames" and config.n_queries > config.n_frames: raise InputError(f"{where}: n_queries={config.n_queries} must be at most n_frames={config.n_frames}: an event is at least a frame")
+    if config.localizer == "frames" and config.layout != "none": raise InputError(f"{where}: layout={config.layout!r} needs localizer='queries', whose centres and widths it moves")
+    if config.localizer == "queries" and config.count == "localizer": raise InputError(f"{where}: count='localizer' needs localizer='frames': queries must be told how many events there are")
     if config.max_captions > config.n_queries: raise InputError(f"{where}: max_captions={config.max_captions} must be at most n_queries={config.n_queries}")
     return config
 

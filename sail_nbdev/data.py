@@ -142,7 +142,7 @@ def sample_frames(
 # %% ../nbs/01_data.ipynb #ef05ed41
 @dataclass
 class Batch:
-    "What one training step reads. Nothing here holds a time stamp."
+    "What one training step reads. No time stamp is here, but in `segments` for the study's upper bound."
     ids: list[str]                  # B names
     captions: list[list[str]]       # Cleaned captions in order
     frames: object                  # [B,T,D] CLIP frames
@@ -150,6 +150,7 @@ class Batch:
     texts: object                   # [B,N,D] caption embeddings, zero where padded
     synthetic_texts: object         # [B,N-1,D] embeddings of the synthetic captions
     inter_valid: object             # [B,N-1] bool: which gaps have one
+    segments: object = None         # [B,N,2] true boundaries in shares: only for the upper bound that is told them (`supervision="boundaries"`)
 
     def to(self, device, dtype=None) -> Batch:
         "The batch with its tensors on `device`, floating ones in `dtype`."
@@ -187,6 +188,7 @@ class DeviceData:
         synthetic=None,             # {vid: [str | None] * (N-1)}; no gap has a caption if None
         synthetic_texts=None,       # FeatureStore of their embeddings [N-1,D]
         device: str = "cpu",
+        segments: dict | None = None,   # {vid: [N,2] shares of the video}, only for the upper bound that is told them
         resident: bool | None = None,   # Frames on the device? If they fit in half of its free memory, if None
     ):
         self.config, self.device = config, device
@@ -198,6 +200,7 @@ class DeviceData:
         if self.frames.shape[-1] != config.feature_dim:
             raise InputError(f"the feature store holds rows of width {self.frames.shape[-1]}, the configuration says feature_dim={config.feature_dim}")
         self._load_texts(texts, synthetic or {}, synthetic_texts)
+        self.segments = self._load_segments(segments) if segments else None
 
 # %% ../nbs/01_data.ipynb #796d3575
 def _rows(store, vid, n, dim):
@@ -224,7 +227,12 @@ def _load_texts(self, texts, synthetic, synthetic_texts):
     self.inter_valid = has & torch.from_numpy(draw < self.config.synthetic_share)
     for name in "texts valid synthetic_texts inter_valid".split(): setattr(self, name, getattr(self, name).to(self.device))
 
-DeviceData._load_texts = _load_texts
+def _load_segments(self, segments: dict):
+    "The boundaries of each video as shares, [V,N,2]."
+    import torch
+    return pad_rows([torch.as_tensor(segments[v], dtype=torch.float32)[:len(self.captions[v])] for v in self.ids], self.valid.shape[1])[0].to(self.device)
+
+DeviceData._load_texts, DeviceData._load_segments = _load_texts, _load_segments
 
 # %% ../nbs/01_data.ipynb #4c0d9148
 def _batch(self, index: list[int]) -> Batch:
@@ -235,7 +243,8 @@ def _batch(self, index: list[int]) -> Batch:
     i = torch.as_tensor(index, device=self.device)
     if self.frames.device == i.device: frames = self.frames.index_select(0, i)
     else: frames = self.frames.index_select(0, i.cpu()).pin_memory().to(self.device, non_blocking=True)
-    return Batch(ids, [self.captions[v] for v in ids], frames.float(), self.valid[i, :n], self.texts[i, :n], self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1])
+    return Batch(ids, [self.captions[v] for v in ids], frames.float(), self.valid[i, :n], self.texts[i, :n], self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1],
+                 None if self.segments is None else self.segments[i, :n])
 
 DeviceData.batch = _batch
 DeviceData.__len__ = lambda self: len(self.ids)

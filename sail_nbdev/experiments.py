@@ -17,11 +17,13 @@ from .evaluate import evaluate
 from .visualize import SCORES, make_report, markdown_table, score_of, score_table
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'GRIDS', 'compare', 'prepare_world', 'demo_configs', 'run_demo', 'sail_demo', 'published_table',
-           'mean_interval', 'ablate', 'summarize', 'ablation_table', 'ablation_csv', 'plot_ablation', 'write_summary',
-           'sail_ablate']
+__all__ = ['PUBLISHED', 'GRIDS', 'WORLDS', 'STUDY_SEED', 'SEMANTIC', 'compare', 'prepare_world', 'demo_configs', 'run_demo',
+           'sail_demo', 'published_table', 'mean_interval', 'ablate', 'summarize', 'ablation_table', 'ablation_csv',
+           'plot_ablation', 'write_summary', 'fit_scores', 'study', 'sail_ablate']
 
 # %% ../nbs/14_experiments.ipynb #89410cd4
+def _slug(name: str) -> str: return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
 def _newer(path: Path, *sources: Path) -> bool:
     "Whether `path` is there and none of `sources` has changed since."
     return path.exists() and all(path.stat().st_mtime_ns >= s.stat().st_mtime_ns for s in sources)
@@ -34,23 +36,26 @@ def _kept(path: Path, make, *sources: Path):
 
 # %% ../nbs/14_experiments.ipynb #e130e493
 def compare(
-    configs: dict[str, Config],     # Name -> configuration; they differ in stage 2 only
+    configs: dict[str, Config],     # Name -> configuration
     data: str | Path,               # A data folder
     out: str | Path,                # Gets runs/, predictions/, scores.json
     device: str | None = None,      # Best there is if None
     progress: bool = True,          # Show bars
 ) -> dict[str, dict]:               # Name -> what `evaluate` gave
-    "Train, predict and score several methods; the first one's stage 1 and its counts serve all. Goes on where it was stopped."
+    "Train, predict and score several methods; those whose first stages would be the same share one, and its counts. Goes on where it was stopped."
     from sail_nbdev.data import annotation_files
     from sail_nbdev.predict import frozen_counts, predict_split
-    from sail_nbdev.train import train
-    truth, data, out, device, first = annotation_files(data, "val"), Path(data), writable_dir(out), pick_device(device), next(iter(configs))
+    from sail_nbdev.train import stage1_settings, take_over, train, training_settings
+    truth, data, out, device = annotation_files(data, "val"), Path(data), writable_dir(out), pick_device(device)
     runs = {name: out/"runs"/name for name in configs}
+    def first(name, *same): return next(o for o in configs if all(f(configs[o]) == f(configs[name]) for f in same))
     for name, config in configs.items():
+        if (twin := first(name, training_settings)) != name: take_over(runs[twin], runs[name], config); continue
         if progress: print(f"  training {name}")
-        train(config, data, runs[name], resume=True, stage1=None if name == first else runs[first], device=device, progress=progress)
-    counts = frozen_counts(runs[first], data, "val", device, progress)
+        train(config, data, runs[name], resume=True, stage1=None if (other := first(name, stage1_settings)) == name else runs[other], device=device, progress=progress)
     for name, run in runs.items():
+        counter = name if configs[name].count == "localizer" else first(name, stage1_settings, lambda c: c.count)
+        counts = frozen_counts(runs[counter], data, "val", device, progress)
         _kept(out/"predictions"/f"{name}.json", functools.partial(predict_split, run, data, "val", counts, device, progress), run/"model.safetensors", counts)
     if progress: print("  scoring")
     scores = _score_all(list(configs), truth, out)
@@ -204,6 +209,16 @@ GRIDS = {
     "update": _sweep("update", "joint", "alternate", method="ilcacm") | _sweep("update", "joint", "alternate"),
 }
 GRIDS = {name: {"uniform": _METHODS["uniform"], **variants} for name, variants in GRIDS.items()}
+_MAIN = {"uniform": _METHODS["uniform"], "changes": ("uniform", dict(mask="changes")), "ilcacm": _METHODS["ilcacm"], "sail": _METHODS["sail"], "sail_plus": ("sail_plus", {}),
+         "sail_plus, told boundaries": ("sail_plus", dict(supervision="boundaries"))}
+_QUERIES = dict(align_weight=1.)
+_PARTS = {"ilcacm + sim": ("sail", _SIM), "ilcacm + aug": ("sail", dict(sim_weight=0.)), "sail + alignment": ("sail", _QUERIES), "sail + alignment, uniform start": ("sail", {**_QUERIES, "layout": "uniform"}),
+          "sail + alignment, changes start": ("sail", {**_QUERIES, "layout": "changes"}),
+          "sail, told boundaries": ("sail", {**_QUERIES, "supervision": "boundaries"}),
+          "uniform, sail_plus counts": ("sail_plus", dict(mask="uniform")), "sail_plus, paragraph counts": ("sail_plus", dict(count="paragraph")), "sail_plus, hard": ("sail_plus", dict(align="hard")),
+          "sail_plus - sim - aug - div": ("sail_plus", dict(sim_weight=0., aug_weight=0., div_weight=0.)), "sail_plus + extent": ("sail_plus", dict(extent_weight=1.)),
+          "sail_plus + gate, widths": ("sail_plus", dict(gate=.2, adaptive_inter=True)), "sail_plus, refined": ("sail_plus", dict(refine=True))}
+GRIDS |= {"study": _MAIN | _PARTS, "study, short": _MAIN}
 
 # %% ../nbs/14_experiments.ipynb #231107ed
 def mean_interval(
@@ -244,7 +259,7 @@ def ablate(
         data = prepare_world(World(), Path(out)/"world", device=device, progress=progress)
     for seed, variants in configs.items():
         if progress: print(f"seed {seed}")
-        names = {re.sub("[^a-z0-9]+", "-", name.lower()).strip("-"): name for name in variants}         # a folder for each
+        names = {_slug(name): name for name in variants}         # a folder for each
         for slug, s in compare({slug: variants[name] for slug, name in names.items()}, data, Path(out)/f"seed_{seed}", device, progress).items():
             rows.append({"grid": grid, "method": names[slug], "seed": seed, **{c: score_of(s, c) for c in SCORES}})
         write_json(Path(out)/"rows.json", {"unit": "times 100", "rows": rows})
@@ -317,13 +332,80 @@ def write_summary(
     with atomic_path(out/"plot.svg") as tmp, matplotlib.rc_context({"svg.hashsalt": "sail_nbdev"}):
         plot_ablation(rows).figure.savefig(tmp, format="svg", metadata={"Date": None})
 
+# %% ../nbs/14_experiments.ipynb #be618660
+WORLDS: dict[str, dict] = {"default": {}, "one part": dict(parts=1), "noise": dict(noise=.12, flicker=.12), "little idle": dict(idle_share=.08), "alike": dict(likeness=.7), "even lengths": dict(length_spread=.1)}
+STUDY_SEED = 100        # of the study's worlds; SAIL+ was made while looking at others
+
+SEMANTIC = ("margin", "order_accuracy", "boundary_error", "width_error", "width_correlation", "count_error")
+
+# %% ../nbs/14_experiments.ipynb #dfd76f94
+def fit_scores(
+    predictions: str | Path,    # A predictions file
+    truth: list[Path],          # Annotation files; the first annotator of a video counts
+    data: str | Path,           # Their data folder
+    encoder,                    # The `Encoder` of its frames
+) -> dict[str, float]:
+    "Of one method: cosine margin, order accuracy, boundary error in seconds; error and correlation of widths, as shares; error of the count. None where there is nothing to measure."
+    from sail_nbdev.data import read_annotations
+    from sail_nbdev.evaluate import semantic_scores
+    from sail_nbdev.features import FeatureStore
+    from sail_nbdev.predict import read_events
+    from sail_nbdev.visualize import Material, width_pairs
+    found = read_events(predictions)
+    videos = {v: o for f in reversed(truth) for v, o in read_annotations(f, intervals=True).items() if v in found}
+    w = width_pairs(Material(truth=videos, events={"it": found}), "it").T                            # [2,events]
+    flat = len(w[0]) < 2 or (w.std(1) < 1e-9).any()
+    fit = {**semantic_scores(predictions, truth, FeatureStore(Path(data)/"features"), encoder.texts), "width_error": abs(w[0] - w[1]).mean() if len(w[0]) else np.nan,
+           "width_correlation": np.nan if flat else np.corrcoef(w)[0, 1], "count_error": np.mean([abs(len(found[v]) - len(o.captions)) for v, o in videos.items()])}
+    return {k: float(fit[k]) if np.isfinite(fit[k]) else None for k in SEMANTIC}
+
+# %% ../nbs/14_experiments.ipynb #6561253e
+def study(
+    out: str | Path,                # Gets a folder for each world, and rows.json
+    data: str | Path | None = None, # A data folder; None makes the worlds
+    preset: str = "toy",
+    seeds: int = 5,
+    worlds=None,                    # Some of `WORLDS`; all if None
+    device: str | None = None,
+    progress: bool = True,
+    **overrides,                    # Settings of every variant
+) -> list[dict]:                    # {"world", "method", "seed", score: value times 100, semantic score: value}
+    "All methods in the default world or on `data`, the main ones in the other worlds. Goes on where it was stopped; several may work at different worlds of one folder."
+    if lost := set(worlds or ()) - set(WORLDS): raise InputError(f"world {sorted(lost)[0]!r} is not one of {', '.join(WORLDS)}")
+    if data is None and preset != "toy": raise InputError(f"preset {preset} needs --data; only toy makes worlds of its own")
+    for world in [Path(data).name] if data else worlds or WORLDS: _study_world(world, Path(out)/_slug(world), data, preset, seeds, device, progress, overrides)
+    rows = [r for p in sorted(Path(out).glob("*/rows.json")) for r in read_json(p)["rows"]]
+    order = list(WORLDS)
+    rows.sort(key=lambda r: order.index(r["world"]) if r["world"] in order else -1)
+    write_json(Path(out)/"rows.json", {"unit": "scores times 100; margin, order_accuracy, widths as they are; boundary_error in seconds", "rows": rows})
+    return rows
+
+# %% ../nbs/14_experiments.ipynb #b95d3cd9
+def _study_world(world: str, out: Path, data, preset: str, seeds: int, device, progress: bool, overrides: dict) -> None:
+    "One world of the study: OUT/rows.json."
+    from sail_nbdev.data import annotation_files
+    from sail_nbdev.predict import encoder_settings, load_encoder
+    from sail_nbdev.toyworld import World
+    if progress: print(f"world {world}")
+    folder = data or prepare_world(World(seed=STUDY_SEED, **WORLDS[world]), out/"world", device=device, progress=progress)
+    truth, rows, encoder = annotation_files(folder, "val"), [], None
+    for seed, variants in _grid_configs("study" if data or world == "default" else "study, short", folder, preset, seeds, overrides).items():
+        names = {_slug(n): n for n in variants}
+        for slug, s in compare({k: variants[n] for k, n in names.items()}, folder, out/f"seed_{seed}", device, progress).items():
+            run = out/f"seed_{seed}"
+            encoder = encoder or load_encoder(encoder_settings(run/"runs"/slug), device)
+            fit = _kept(run/"fit"/f"{slug}.json", functools.partial(fit_scores, run/"predictions"/f"{slug}.json", truth, folder, encoder), run/"predictions"/f"{slug}.json")
+            rows.append({"world": world, "method": names[slug], "seed": seed, **{c: score_of(s, c) for c in SCORES}, **fit})
+        write_json(out/"rows.json", {"rows": rows})
+
 # %% ../nbs/14_experiments.ipynb #861c064e
 @command
 def sail_ablate(
-    grid: str,                  # methods, components, masks, share, usage, inter_width, sim_margin, aug_weight, fixed, div_weight or update
+    grid: str,                  # methods, components, masks, share, usage, inter_width, sim_margin, aug_weight, fixed, div_weight, update, or study
     preset: str = "toy",        # Preset of every variant: activitynet, youcook2, toy, plain, or a config.json
     data: str = None,           # Data folder (if not given, toy makes the embedded world in OUT/world)
     seeds: int = 3,             # Number of seeds
+    worlds: Param("Of the study: some of its worlds (all if not given)", str, nargs="*") = None,
     out: str = None,            # Folder to write (ablations/GRID if not given)
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
     override: Param("Settings of every variant as key=value", str, nargs="*") = None,
@@ -332,7 +414,12 @@ def sail_ablate(
     from sail_nbdev.train import parse_overrides, print_derivation
     out, overrides = Path(out or f"ablations/{grid}"), parse_overrides(override)
     if preset == "plain": print_derivation(data, overrides)
-    rows = ablate(grid, data, out, preset, seeds, device, **overrides)
-    write_summary(rows, out)
-    print(ablation_table(rows))
+    if worlds and grid != "study": raise InputError(f"--worlds: belongs to the grid study, not to {grid}")
+    if grid == "study": rows = study(out, data, preset, seeds, worlds, device, **overrides)
+    else: rows = ablate(grid, data, out, preset, seeds, device, **overrides)
+    for world in dict.fromkeys(r.get("world") for r in rows):
+        here = [r for r in rows if r.get("world") == world]
+        write_summary(here, out/_slug(world) if world else out)
+        if world: print(world)
+        print(ablation_table(here))
     return 0

@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .core import Config, InputError
-from .masks import full_precision
+from .masks import full_precision, uniform_layout
 
 # %% auto #0
-__all__ = ['FrameEmbedding', 'Localizer', 'forward']
+__all__ = ['FrameEmbedding', 'change_points', 'layout', 'offset', 'Localizer', 'forward', 'lattice', 'posterior',
+           'expected_events', 'FrameLocalizer', 'scores', 'frame_forward', 'count']
 
 # %% ../nbs/04_localizer.ipynb #c9ca1ddf
+def _check_frames(frames, shape: tuple) -> None:
+    if frames.shape[1:] != shape: raise InputError("frames of shape {} were given, the model has n_frames={} of width {}".format(list(frames.shape), *shape))
+
 class FrameEmbedding(nn.Module):
     "Frames [B,T,width] to [B,T,d]: projected if the widths differ (F15), learned position added, dropout. `InputError` for another T or width."
     def __init__(self,
@@ -27,8 +32,59 @@ class FrameEmbedding(nn.Module):
         self.positions, self.drop = nn.Parameter(torch.randn(config.n_frames, d)), nn.Dropout(config.dropout)
 
     def forward(self, frames):
-        if frames.shape[1:] != self.shape: raise InputError("frames of shape {} were given, the model has n_frames={} of width {}".format(list(frames.shape), *self.shape))
+        _check_frames(frames, self.shape)
         return self.drop(self.project(frames) + self.positions)                                 # [B,T,d]
+
+# %% ../nbs/04_localizer.ipynb #3e79889f
+def _segments(first, end, n_frames: int):
+    "`(centers, widths)` of frames `first` to `end - 1`, in shares: half a frame on either side, clipped to the video."
+    s, e = (((x - .5) / (n_frames - 1)).clamp(0, 1) for x in (first, end))
+    return (s + e) / 2, e - s
+
+# %% ../nbs/04_localizer.ipynb #adc5b43d
+def _scatter(frames):
+    "Squared distances of frames i to j-1 to their mean, summed: [B,T+1,T+1], infinite unless i < j."
+    x = F.normalize(full_precision(frames), dim=-1)
+    sums = F.pad(x.cumsum(1), (0, 0, 1, 0))                                                     # [B,T+1,D]
+    sq, i = sums.square().sum(-1), torch.arange(sums.shape[1], device=x.device)
+    length = i[None] - i[:, None]
+    norms = sq[:, None] + sq[:, :, None] - 2 * sums @ sums.mT                                   # |S_j - S_i|^2
+    energy = F.pad(x.square().sum(-1).cumsum(1), (1, 0))                                        # frames of length 1, or black ones of length 0
+    return (energy[:, None] - energy[:, :, None] - norms / length.clamp_min(1)).masked_fill(length < 1, torch.inf)
+
+# %% ../nbs/04_localizer.ipynb #3a28bbe1
+def change_points(
+    frames,         # [B,T,D]
+    n_events,       # [B] numbers
+):
+    "`(centers, widths)` [B,max N] of the segments between the best N-1 change points (kernel change points, cosine). `InputError` for more events than frames."
+    cost, N, T = _scatter(frames), int(n_events.max()), frames.shape[1]
+    if N > T: raise InputError(f"{N} events were asked for, there are {T} frames")
+    best, back = cost[:, 0], []
+    for _ in range(N - 1):
+        best, at = (best[:, :, None] + cost).min(1)                                             # [B,T+1]: ends here, the one before ended there
+        back.append(at)
+    edges = [end := torch.full_like(n_events, T)]
+    for k in range(N - 1, 0, -1):
+        edges.append(end := torch.where(n_events > k, back[k - 1].gather(1, end[:, None])[:, 0], end))
+    e = torch.stack([torch.zeros_like(end), *edges[::-1]], 1)                                   # [B,N+1]
+    return _segments(e[:, :-1], e[:, 1:], T)
+
+# %% ../nbs/04_localizer.ipynb #373244ce
+def layout(
+    name: str,      # uniform | changes
+    frames,         # [B,T,D]; only `changes` looks at them
+    valid,          # [B,N] bool
+    k: float = 1.,  # Width of uniform events in units of 1/N
+):
+    "`(centers, widths)` [B,N] of events that nobody learned to find."
+    n = valid.sum(-1)
+    return uniform_layout(n, k) if name == "uniform" else change_points(frames, n)
+
+# %% ../nbs/04_localizer.ipynb #169b75c5
+def offset(centers, widths, move, stretch):
+    "A layout [B,N] moved by at most an event's width and stretched by at most 2; `move` and `stretch` of any size, 0 leaves it."
+    return (centers + widths * move.tanh()).clamp(0, 1), (widths * 2**stretch.tanh()).clamp_max(1)
 
 # %% ../nbs/04_localizer.ipynb #df72cc62
 class Localizer(nn.Module):
@@ -42,6 +98,8 @@ class Localizer(nn.Module):
         self.decoder = nn.TransformerDecoder(layer, 1, norm=nn.LayerNorm(d))
         self.drop = nn.Dropout(c.dropout)
         self.center_head, self.width_head = nn.Linear(d, 1, bias=False), nn.Linear(d, 1, bias=False)
+        self.layout, self.k = c.layout, c.layout_k
+        if c.layout != "none": nn.init.zeros_(self.center_head.weight); nn.init.zeros_(self.width_head.weight)     # training starts at the layout
 
 # %% ../nbs/04_localizer.ipynb #9a46266b
 def forward(self,
@@ -55,8 +113,105 @@ def forward(self,
     q = self.drop(self.queries[:n]) * valid[..., None]                                          # [B,N,d]
     h = full_precision(self.decoder(q, memory, tgt_key_padding_mask=~valid))
     with torch.autocast(h.device.type, enabled=False):                                          # bf16 knows three digits of a centre
-        c, w = (head(h)[..., 0].sigmoid() for head in (self.center_head, self.width_head))      # [B,N]
+        u = [head(h)[..., 0] for head in (self.center_head, self.width_head)]                   # [B,N] each
+        c, w = offset(*layout(self.layout, frames, valid, self.k), *u) if self.layout != "none" else (x.sigmoid() for x in u)
     order = c.masked_fill(~valid, 2.).argsort(-1)
     return c.gather(-1, order), w.gather(-1, order)
 
 Localizer.forward = forward
+
+# %% ../nbs/04_localizer.ipynb #9f892455
+_NEVER = -1e9       # a score that no path takes, and that has a gradient
+
+def _log_add(a, b): return torch.stack((a, b)).logsumexp(0)     # `torch.logaddexp` has no second derivative where one of the two is far below
+
+def lattice(
+    enter,              # [B,T,N] score of frame t for being the first of event n
+    stay,               # [B,T,N] ... for going on with it
+    hard: bool = False, # The best segmentation instead of the sum over all
+):
+    "Total log-weight of the segmentations with exactly n events, for each n = 1..N: [B,N]. Background scores 0."
+    join, (B, _, N) = torch.maximum if hard else _log_add, enter.shape
+    idle, event = enter.new_full((B, N + 1), _NEVER), enter.new_full((B, N + 1), _NEVER)       # after event n, in event n; event 0 never is
+    idle[:, 0] = 0.
+    for a, b in zip(enter.unbind(1), stay.unbind(1)):
+        inside = join(event[:, 1:] + b, join(idle[:, :-1], event[:, :-1]) + a)
+        idle, event = join(idle, event), F.pad(inside, (1, 0), value=_NEVER)
+    return join(idle, event)[:, 1:]
+
+# %% ../nbs/04_localizer.ipynb #a179cb50
+def posterior(
+    enter,              # [B,T,N]
+    stay,               # [B,T,N]
+    valid,              # [B,N] bool: which events exist
+    hard: bool = False,
+):
+    "`(starts, holds)` [B,T,N]: probability that event n starts at frame t, and that frame t belongs to it. Differentiable."
+    grad = torch.is_grad_enabled() and (enter.requires_grad or stay.requires_grad)
+    with torch.enable_grad():
+        starts, more = (torch.zeros_like(enter, requires_grad=True) for _ in "ab")
+        value = lattice(enter + starts, stay + more, hard).gather(1, valid.sum(-1, keepdim=True) - 1)
+        p, q = torch.autograd.grad(value.sum(), (starts, more), create_graph=grad)
+    return p, p + q
+
+# %% ../nbs/04_localizer.ipynb #6bcc9e51
+def expected_events(
+    starts,     # [B,T,N] from `posterior`
+    holds,      # [B,T,N]
+    valid,      # [B,N] bool
+):
+    "`(centers, widths)` [B,N]: the mean segment of each event, sorted; padding is last."
+    T, at = starts.shape[1], torch.arange(starts.shape[1], device=starts.device, dtype=starts.dtype)
+    first, length = at @ starts, holds.sum(1)                                                   # [B,N], frames
+    c, w = (first + (length - 1) / 2) / (T - 1), length / (T - 1)
+    return c.masked_fill(~valid, 1.), w.clamp_max(1).masked_fill(~valid, 0.)
+
+# %% ../nbs/04_localizer.ipynb #31be747e
+class FrameLocalizer(nn.Module):
+    "Scores of frames to sorted `(centers, widths)`, through the lattice (SAIL+; not in the paper)."
+    def __init__(self, config: Config):
+        super().__init__()
+        c, d = config, config.d_model
+        self.shape, self.most, self.hard = (c.n_frames, c.feature_dim), c.n_queries, c.align == "hard"
+        self.project, self.positions = nn.Linear(2 * c.feature_dim, d), nn.Parameter(.02 * torch.randn(c.n_frames, d))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(c.localizer_convs))
+        self.convs = nn.ModuleList(nn.Conv1d(d, d, 5, padding=2) for _ in range(c.localizer_convs))
+        self.norm, self.drop, self.head = nn.LayerNorm(d), nn.Dropout(c.dropout), nn.Linear(d, 2)
+        nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
+
+# %% ../nbs/04_localizer.ipynb #ac0ad308
+def scores(self,
+    frames,     # [B,T,D]
+):
+    "`(enter, stay)` [B,T], against background. `InputError` for another T or width."
+    _check_frames(frames, self.shape)
+    x = F.normalize(frames, dim=-1) * frames.shape[-1]**.5
+    h = self.project(torch.cat([x, F.pad(x[:, 1:] - x[:, :-1], (0, 0, 1, 0))], -1)) + self.positions        # [B,T,d]
+    for norm, conv in zip(self.norms, self.convs): h = h + self.drop(F.gelu(conv(norm(h).mT).mT))
+    return full_precision(self.head(self.norm(h))).unbind(-1)
+
+FrameLocalizer.scores = scores
+
+# %% ../nbs/04_localizer.ipynb #83cdf5fe
+def frame_forward(self,
+    frames,             # [B,T,D]
+    valid,              # [B,N] bool: which events exist
+    evidence=None,      # [B,T,N] scores of frames for events, from captions; added to both scores
+):
+    "`(centers, widths)` [B,N], sorted; padding is last. `InputError` if N exceeds `n_queries`."
+    n = valid.shape[1]
+    if n > self.most: raise InputError(f"{n} events were asked for, the model has n_queries={self.most}")
+    extra = 0. if evidence is None else evidence
+    enter, stay = (s[..., None].expand(-1, -1, n) + extra for s in self.scores(frames))
+    with torch.autocast(enter.device.type, enabled=False): return expected_events(*posterior(enter, stay, valid, self.hard), valid)
+
+FrameLocalizer.forward = frame_forward
+
+# %% ../nbs/04_localizer.ipynb #9c52954f
+def count(self,
+    frames,     # [B,T,D]
+):
+    "The likeliest number of events of each video [B], without gradient."
+    with torch.no_grad(): return lattice(*(s[..., None].expand(-1, -1, self.most) for s in self.scores(frames))).argmax(-1) + 1
+
+FrameLocalizer.count = count

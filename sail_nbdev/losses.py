@@ -10,10 +10,13 @@ from functools import wraps
 import torch
 import torch.nn.functional as F
 
+from .localizer import _NEVER, expected_events, lattice, posterior
 from .masks import full_precision
 
 # %% auto #0
-__all__ = ['diversity_loss', 'pool', 'cosines', 'similarities', 'similarity_loss', 'inter_caption_loss']
+__all__ = ['INTER_WIDTHS', 'diversity_loss', 'pool', 'cosines', 'similarities', 'similarity_loss', 'inter_caption_loss',
+           'caption_scores', 'align_captions', 'alignment_loss', 'layout_loss', 'extent_loss', 'novelty',
+           'fitting_widths']
 
 # %% ../nbs/06_losses.ipynb #76c0aa1a
 def _in_full_precision(f):
@@ -107,3 +110,96 @@ def inter_caption_loss(
     "SAIL's L_aug. Scalar; 0 for a video without a synthetic caption."
     s = F.cosine_similarity(pool(inter_masks, frames), synthetic_texts, dim=-1)                        # [B,N-1]
     return _video_mean(1 - s, inter_valid)
+
+# %% ../nbs/06_losses.ipynb #899112ce
+@_in_full_precision
+def caption_scores(
+    frames,                     # [B,T,D]
+    texts,                      # [B,N,D]
+    valid,                      # [B,N] bool
+    temperature: float = 1.,    # Standard deviations to one unit of score
+):
+    "How well each frame fits each caption, against the mean of its video: [B,T,N]. Padding scores never."
+    s = F.normalize(frames, dim=-1) @ F.normalize(texts, dim=-1).mT
+    keep = valid[:, None].expand_as(s)
+    n = keep.sum((1, 2), keepdim=True)
+    s = s - s.masked_fill(~keep, 0).sum((1, 2), keepdim=True) / n
+    sd = (s.masked_fill(~keep, 0).square().sum((1, 2), keepdim=True) / n).sqrt()
+    return (s / (temperature * sd.clamp_min(1e-6))).masked_fill(~keep, _NEVER)
+
+# %% ../nbs/06_losses.ipynb #5cbab171
+def align_captions(
+    frames,                     # [B,T,D]
+    texts,                      # [B,N,D]
+    valid,                      # [B,N] bool
+    temperature: float = 1.,    # As for `caption_scores`
+    hard: bool = False,         # The best alignment instead of the mean over all
+):
+    "`(centers, widths)` [B,N] of ordered captions by monotone alignment: pseudo-boundaries."
+    z = caption_scores(frames, texts, valid, temperature)
+    return expected_events(*posterior(z, z, valid, hard), valid)
+
+# %% ../nbs/06_losses.ipynb #1caaa7d6
+@_in_full_precision
+def alignment_loss(
+    enter,          # [B,T] scores of frames for the start of an event
+    stay,           # [B,T] ... for going on with one
+    evidence,       # [B,T,N] scores from captions
+    valid,          # [B,N] bool
+    most: int,      # Most events a video can have
+    hard: bool = False,     # Only the best alignment with captions
+):
+    "L_align, a nat a frame: how surprised the frame scores are by the captions. Scalar."
+    enter, stay = (x[..., None].expand(-1, -1, most) for x in (enter, stay))
+    evidence = F.pad(evidence, (0, most - evidence.shape[-1]), value=_NEVER)
+    index = valid.sum(-1, keepdim=True) - 1
+    if hard: free, seen = lattice(enter, stay), lattice(enter + evidence, stay + evidence, hard=True)
+    else: free, seen = lattice(torch.cat([enter, enter + evidence]), torch.cat([stay, stay + evidence])).chunk(2)      # one pass over time
+    return (free.logsumexp(-1) - seen.gather(1, index)[:, 0]).mean() / enter.shape[1]
+
+# %% ../nbs/06_losses.ipynb #4f7c5a77
+@_in_full_precision
+def layout_loss(
+    centers,        # [B,N]
+    widths,         # [B,N]
+    targets,        # `(centers, widths)` [B,N] from `align_captions`
+    valid,          # [B,N] bool
+):
+    "L_align of a localizer of queries: mean distance of centres and widths to the pseudo-boundaries. Scalar."
+    return _video_mean((centers - targets[0]).abs() + (widths - targets[1]).abs(), valid)
+
+# %% ../nbs/06_losses.ipynb #ba029bad
+@_in_full_precision
+def extent_loss(
+    masks,                  # [B,N,T]
+    wider,                  # [B,N,T] the masks of the same events, `ring` times as wide
+    frames,                 # [B,T,D]
+    texts,                  # [B,N,D]
+    valid,                  # [B,N] bool
+    margin: float = 0.1,    # Delta
+):
+    "L_ext: the caption fits the inside better than the ring. Scalar."
+    inside, ring = (F.cosine_similarity(pool(m, frames), texts, dim=-1) for m in (masks, (wider - masks).relu()))
+    return _video_mean((margin - inside + ring).relu(), valid)
+
+# %% ../nbs/06_losses.ipynb #f60a59fe
+@_in_full_precision
+def novelty(
+    synthetic_texts,    # [B,N-1,D]
+    texts,              # [B,N,D]
+):
+    "How far each synthetic caption is from the nearer of its neighbours, 0 to 2: [B,N-1]."
+    before, after = (F.cosine_similarity(synthetic_texts, t, dim=-1) for t in (texts[:, :-1], texts[:, 1:]))
+    return 1 - torch.maximum(before, after)
+
+# %% ../nbs/06_losses.ipynb #79f51960
+INTER_WIDTHS = (.2, .4, .6)
+
+@_in_full_precision
+def fitting_widths(
+    inter_masks,        # [B,W,N-1,T]: masks between neighbours, of each of W widths
+    frames,             # [B,T,D]
+    synthetic_texts,    # [B,N-1,D]
+):
+    "Which of the W widths leaves the frames that a synthetic caption fits best: index [B,N-1]."
+    return F.cosine_similarity(pool(inter_masks, frames[:, None]), synthetic_texts[:, None], dim=-1).argmax(1)

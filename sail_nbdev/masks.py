@@ -58,7 +58,7 @@ def hard_mask(centers, widths, n_frames: int, tau: float = 2.0, floor: float = 0
     return inside.float() + soft - soft.detach()                                # [...,N,T]
 
 # %% ../nbs/03_masks.ipynb #aeb0ca92
-MASKS = dict(gaussian=gaussian_mask, cauchy=cauchy_mask, hard=hard_mask, uniform=gaussian_mask)
+MASKS = dict(gaussian=gaussian_mask, cauchy=cauchy_mask, hard=hard_mask, uniform=gaussian_mask, changes=gaussian_mask)
 
 # %% ../nbs/03_masks.ipynb #0735402c
 def uniform_layout(

@@ -14,13 +14,14 @@ from torch import nn
 from .captioner import FULL, MASK, Captioner, load_tokenizer, train_tokenizer
 from .core import Config, InputError, atomic_path, load_config, save_config, write_text
 from .data import Batch
-from .localizer import Localizer
-from .losses import diversity_loss, inter_caption_loss, similarity_loss
-from .masks import MASKS, inter_layout, uniform_layout
+from .localizer import FrameLocalizer, Localizer, expected_events, layout, posterior
+from .losses import (INTER_WIDTHS, alignment_loss, caption_scores, diversity_loss, extent_loss, fitting_widths, inter_caption_loss, layout_loss,
+                               novelty, similarity_loss)
+from .masks import MASKS, hard_mask, inter_layout
 
 # %% auto #0
-__all__ = ['VERSION', 'Sail', 'place', 'localize', 'masks', 'full_loss', 'caption_losses', 'guide_losses', 'forward',
-           'model_card', 'save_pretrained', 'load_weights', 'run_folder', 'from_pretrained']
+__all__ = ['VERSION', 'Sail', 'place', 'localize', 'refine', 'masks', 'full_loss', 'caption_losses', 'guide_losses', 'evidence',
+           'align_loss', 'forward', 'model_card', 'save_pretrained', 'load_weights', 'run_folder', 'from_pretrained']
 
 # %% ../nbs/08_model.ipynb #3ce9ee9b
 class Sail(nn.Module):
@@ -32,12 +33,13 @@ class Sail(nn.Module):
         super().__init__()
         if tokenizer is None: tokenizer = load_tokenizer(config.pretrained) if config.pretrained else train_tokenizer([])
         self.config = config
-        self.localizer, self.captioner = Localizer(config), Captioner(config, tokenizer)
+        self.localizer = FrameLocalizer(config) if config.localizer == "frames" else Localizer(config)
+        self.captioner = Captioner(config, tokenizer)
 
 # %% ../nbs/08_model.ipynb #6ea7478d
 def place(self, frames, valid):
     "Sorted `(centers, widths)` [B,N] of the events marked in `valid` [B,N]."
-    return uniform_layout(valid.sum(-1), self.config.layout_k) if self.config.mask == "uniform" else self.localizer(frames, valid)
+    return layout(self.config.mask, frames, valid, self.config.layout_k) if self.config.mask in ("uniform", "changes") else self.localizer(frames, valid)
 
 # %% ../nbs/08_model.ipynb #36040263
 def localize(self,
@@ -48,6 +50,18 @@ def localize(self,
     n = torch.as_tensor(n_events, device=frames.device).reshape(-1).expand(len(frames))
     if n.min() < 1: raise InputError(f"n_events={int(n.min())}: a video has at least one event")
     with torch.no_grad(): return self.place(frames, torch.arange(int(n.max()), device=n.device) < n[:, None])
+
+# %% ../nbs/08_model.ipynb #863e6b07
+def refine(self,
+    frames,     # [B,T,D]
+    texts,      # [B,N,D] embeddings of captions, in order
+    valid,      # [B,N] bool
+):
+    "`(centers, widths)` [B,N] of events whose captions are known or were generated, without gradient: captions and frame scores together, or captions alone."
+    c, z = self.config, caption_scores(frames, texts, valid, self.config.align_temperature)
+    with torch.no_grad(): return self.localizer(frames, valid, z) if c.localizer == "frames" else expected_events(*posterior(z, z, valid, c.align == "hard"), valid)
+
+Sail.refine = refine
 
 # %% ../nbs/08_model.ipynb #12b878af
 def masks(self, centers, widths):
@@ -85,17 +99,48 @@ def _view(self, frames, words, video, event, weights, chosen):
 Sail.caption_losses, Sail._view = caption_losses, _view
 
 # %% ../nbs/08_model.ipynb #a7a8d947
-def guide_losses(self, batch: Batch, centers, masks):
-    "L_div, L_sim and L_aug, un-weighted, those whose weight is not zero. CLIP features are never projected here (F15)."
+def guide_losses(self, batch: Batch, centers, widths, masks):
+    "L_div, L_sim, L_ext and L_aug, un-weighted, those whose weight is not zero. CLIP features are never projected here (F15)."
     c, out = self.config, {}
     frames = nn.functional.normalize(batch.frames, dim=-1) if c.normalize_frames else batch.frames                     # F9
     further = (batch.synthetic_texts, batch.inter_valid) if c.hard_negatives else ()                                   # "+HN"
     if c.div_weight: out["div"] = diversity_loss(masks, batch.valid, c.div_gamma)
     if c.sim_weight: out["sim"] = similarity_loss(masks, frames, batch.texts, batch.valid, c.sim_margin, *further)
-    if c.aug_weight: out["aug"] = inter_caption_loss(self.masks(*inter_layout(centers, c.inter_width)), frames, batch.synthetic_texts, batch.inter_valid)
+    if c.extent_weight: out["extent"] = extent_loss(masks, self.masks(centers, c.extent_ring * widths), frames, batch.texts, batch.valid, c.sim_margin)
+    if c.aug_weight: out["aug"] = inter_caption_loss(self._inter_masks(centers, frames, batch), frames, batch.synthetic_texts, self._believed(batch))
     return out
 
-Sail.guide_losses = guide_losses
+# %% ../nbs/08_model.ipynb #5fa41b79
+def _believed(self, batch: Batch):
+    "The gaps [B,N-1] whose synthetic caption is new enough."
+    return batch.inter_valid & (novelty(batch.synthetic_texts, batch.texts) >= self.config.gate) if self.config.gate else batch.inter_valid
+
+def _inter_masks(self, centers, frames, batch: Batch):
+    "Masks between neighbours [B,N-1,T], of one width or each of its own."
+    if not self.config.adaptive_inter: return self.masks(*inter_layout(centers, self.config.inter_width))
+    each = torch.stack([self.masks(*inter_layout(centers, w)) for w in INTER_WIDTHS], 1)                 # [B,3,N-1,T]
+    best = fitting_widths(each, frames, batch.synthetic_texts)                                          # [B,N-1]
+    return each.gather(1, best[:, None, :, None].expand(-1, 1, -1, each.shape[-1]))[:, 0]
+
+Sail.guide_losses, Sail._believed, Sail._inter_masks = guide_losses, _believed, _inter_masks
+
+# %% ../nbs/08_model.ipynb #721834e8
+def evidence(self, batch: Batch):
+    "Scores of frames for events [B,T,N]: from captions; from true boundaries for the upper bound that is told them."
+    c = self.config
+    if c.supervision == "captions": return caption_scores(batch.frames, batch.texts, batch.valid, c.align_temperature)
+    if batch.segments is None: raise InputError("supervision='boundaries': the data hold no boundaries")
+    inside = hard_mask(batch.segments.mean(-1), batch.segments.diff(dim=-1)[..., 0], c.n_frames).mT                   # [B,T,N]
+    return (20 * inside - 10).masked_fill(~batch.valid[:, None], -1e9)
+
+# %% ../nbs/08_model.ipynb #be83a57b
+def align_loss(self, batch: Batch):
+    "L_align: what captions say of where events are, learned by the localizer."
+    c, e = self.config, self.evidence(batch)
+    if c.localizer == "frames": return alignment_loss(*self.localizer.scores(batch.frames), e, batch.valid, c.n_queries, c.align == "hard")
+    return layout_loss(*self.localizer(batch.frames, batch.valid), expected_events(*posterior(e, e, batch.valid, c.align == "hard"), batch.valid), batch.valid)
+
+Sail.evidence, Sail.align_loss = evidence, align_loss
 
 # %% ../nbs/08_model.ipynb #9f5c5d68
 def forward(self,
@@ -104,17 +149,18 @@ def forward(self,
     terms: tuple = ("pos", "neg"),      # Caption losses of this update; the released code alternates between the two (F1)
 ) -> dict:
     "Loss terms of one training step, each un-weighted, and their weighted sum `total`."
+    c = self.config
+    extra = {"align": self.align_loss(batch)} if c.align_weight and "pos" in terms else {}
     if stage == 1:
         loss = self.full_loss(batch)
-        return {"full": loss, "total": loss}
-    c = self.config
+        return {"full": loss, **extra, "total": loss + c.align_weight * extra["align"] if extra else loss}
     centers, widths = self.place(batch.frames, batch.valid)
     masks = self.masks(centers, widths)                                                     # [B,N,T]
     out = self.caption_losses(batch, masks, terms)
-    guides = self.guide_losses(batch, centers, masks)
+    guides = self.guide_losses(batch, centers, widths, masks)
     if "pos" not in terms: guides = {k: v for k, v in guides.items() if k == "div"}
-    weights = dict(pos=1., neg=1., div=c.div_weight * len(terms) / 2, sim=c.sim_weight, aug=c.aug_weight)
-    out.update(guides)
+    weights = dict(pos=1., neg=1., div=c.div_weight * len(terms) / 2, sim=c.sim_weight, aug=c.aug_weight, extent=c.extent_weight, align=c.align_weight)
+    out.update(guides | extra)
     return {**out, "total": sum(weights[k] * v for k, v in out.items())}
 
 Sail.forward = forward
@@ -132,8 +178,8 @@ tags: [dense-video-captioning, weakly-supervised]
 ---
 # {c.method} for dense video captioning
 
-Finds the events of a video and describes each. Trained from ordered captions alone, without a time stamp, by `sail_nbdev`
-(preset {c.name}, method {c.method}, seed {c.seed}): {c.n_frames} frames of {c.feature_dim} CLIP numbers a video, {c.mask} masks, weights of L_div {c.div_weight:g}, L_sim {c.sim_weight:g}, L_aug {c.aug_weight:g}.
+Finds the events of a video and describes each. Trained {"from ordered captions alone, without a time stamp," if c.supervision == "captions" else "with true boundaries, as the upper bound of a study,"} by `sail_nbdev`
+(preset {c.name}, method {c.method}, seed {c.seed}): {c.n_frames} frames of {c.feature_dim} CLIP numbers a video, {c.mask} masks, weights of L_div {c.div_weight:g}, L_sim {c.sim_weight:g}, L_aug {c.aug_weight:g}, L_align {c.align_weight:g}.
 `config.json` holds every setting. The clip encoder is not part of it: frames must come from the one that `encoder.json` names.
 
 ```python

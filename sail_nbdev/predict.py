@@ -12,13 +12,13 @@ from urllib.parse import quote
 from fastcore.script import Param
 from tqdm.auto import tqdm
 
-from .core import COLORS, Event, InputError, command, pick_device, read_json, write_json, write_text
+from .core import COLORS, Event, InputError, command, load_config, pick_device, read_json, write_json, write_text
 
 # %% auto #0
 __all__ = ['PLAYER_CSS', 'count_events', 'predict_events', 'frozen_counts', 'predict_split', 'sail_predict', 'load_run',
-           'load_encoder', 'windows', 'merge_windows', 'caption_frames', 'caption_video', 'events_json', 'read_events',
-           'events_subtitles', 'video_source', 'event_lanes', 'row_html', 'row_colors', 'mask_curves',
-           'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
+           'encoder_settings', 'load_encoder', 'windows', 'merge_windows', 'caption_frames', 'caption_video',
+           'events_json', 'read_events', 'events_subtitles', 'video_source', 'event_lanes', 'row_html', 'row_colors',
+           'mask_curves', 'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
 
 # %% ../nbs/10_predict.ipynb #583376b8
 def count_events(
@@ -36,22 +36,35 @@ def predict_events(
     durations,              # V numbers, seconds
     n_events,               # V numbers, or one for all
     batch_size: int = 64,   # Events captioned at a time
+    embed=None,             # Sentences to embeddings [n,D] in the space of the frames, for a model that refines
 ) -> list[list[dict]]:
-    "For each video its events `{sentence, timestamp, center, width}`, in order of their centres."
+    "For each video its events `{sentence, timestamp, center, width}`, in order of their centres. `InputError` for a model that refines and no `embed`."
     import torch
-    from sail_nbdev.captioner import MASK
     from sail_nbdev.masks import to_intervals
+    if model.config.refine and not embed: raise InputError("refine: generated captions are aligned to the frames, which needs the text encoder; give embed=Encoder.texts")
     n = torch.as_tensor(n_events, device=frames.device).reshape(-1).expand(len(frames))
     centers, widths = model.localize(frames, n)                                         # [V,N]
-    masks = model.masks(centers, widths)                                                # [V,N,T]
+    valid = torch.arange(centers.shape[1], device=n.device) < n[:, None]
+    texts = _describe(model, frames, centers, widths, valid, batch_size)
+    if model.config.refine:
+        said = torch.zeros(*valid.shape, frames.shape[-1], device=frames.device)
+        said[valid] = torch.as_tensor(embed(texts)).to(said)
+        centers, widths = model.refine(frames, said, valid)
+        texts = _describe(model, frames, centers, widths, valid, batch_size)
     times = to_intervals(centers, widths, torch.as_tensor(durations, dtype=centers.dtype, device=centers.device)).tolist()
-    video, event = (torch.arange(masks.shape[1], device=n.device) < n[:, None]).nonzero().T        # all events, video by video
-    rows = zip(video.split(batch_size), event.split(batch_size))
-    texts = [t for v, i in rows for t in model.captioner.write(frames[v] * masks[v, i][..., None], MASK)]
+    video, event = valid.nonzero().T
     out, c, w = [[] for _ in frames], centers.tolist(), widths.tolist()
     for v, i, text in zip(video.tolist(), event.tolist(), texts):
-        out[v].append(dict(sentence=text.split("events:", 1)[-1].strip(), timestamp=[round(t, 2) for t in times[v][i]], center=c[v][i], width=w[v][i]))
+        out[v].append(dict(sentence=text, timestamp=[round(t, 2) for t in times[v][i]], center=c[v][i], width=w[v][i]))
     return out
+
+# %% ../nbs/10_predict.ipynb #4d3f5e87
+def _describe(model, frames, centers, widths, valid, batch_size: int) -> list[str]:
+    "A sentence for each event, video by video."
+    from sail_nbdev.captioner import MASK
+    masks, (video, event) = model.masks(centers, widths), valid.nonzero().T                    # [V,N,T]
+    rows = zip(video.split(batch_size), event.split(batch_size))
+    return [t.split("events:", 1)[-1].strip() for v, i in rows for t in model.captioner.write(frames[v] * masks[v, i][..., None], MASK)]
 
 # %% ../nbs/10_predict.ipynb #8e62ceaa
 def _in_chunks(ids: list, size: int, desc: str, progress: bool):
@@ -79,13 +92,19 @@ def frozen_counts(
     device: str | None = None,  # Best there is if None
     progress: bool = True,      # Show a bar
 ) -> Path:
-    "`RUN/counts_SPLIT.json`, `{paragraphs, n_events}` of each video by the weights after stage 1 (F3). Made once; a file that is there is not touched."
+    """`RUN/counts_SPLIT.json`, `{paragraphs, n_events}` of each video by the weights after stage 1 (F3), or `{n_events}` by the trained localizer where that counts.
+    Made once; a file that is there is not touched."""
     from sail_nbdev.features import FeatureStore
     from sail_nbdev.model import Sail
     from sail_nbdev.captioner import FULL
     path = Path(run)/f"counts_{split}.json"
     if path.exists(): return path
     store, device = FeatureStore(Path(data)/"features"), pick_device(device)
+    if load_config(Path(run)/"config.json").count == "localizer":
+        model = Sail.from_pretrained(run, device)
+        write_json(path, {"n_events": {v: n for ids in _in_chunks(list(_split_videos(Path(data), split, store)), 64, "counts", progress) for v, n in
+                                       zip(ids, model.localizer.count(store.batch(ids, model.config.n_frames, device=device)).tolist())}})
+        return path
     counter, texts = Sail.from_pretrained(Path(run)/"stage1", device), {}
     for ids in _in_chunks(list(_split_videos(Path(data), split, store)), 32, "paragraphs", progress):
         texts.update(zip(ids, counter.captioner.write(store.batch(ids, counter.config.n_frames, device=device), FULL)))
@@ -107,10 +126,11 @@ def predict_split(
     store, device, out = FeatureStore(Path(data)/"features"), pick_device(device), {}
     counts = Path(counts or frozen_counts(run, data, split, device, progress))
     n, seconds, model = read_json(counts)["n_events"], _split_videos(Path(data), split, store), Sail.from_pretrained(run, device)
+    embed = load_encoder(encoder_settings(Path(run)), device).texts if model.config.refine else None
     if lost := [v for v in seconds if v not in n]: raise InputError(f"{counts}: says nothing of video {lost[0]}; it was made for other videos")
     for ids in _in_chunks(list(seconds), 64, "predictions", progress):
         frames = store.batch(ids, model.config.n_frames, device=device)
-        out.update(zip(ids, predict_events(model, frames, [seconds[v] for v in ids], [n[v] for v in ids])))
+        out.update(zip(ids, predict_events(model, frames, [seconds[v] for v in ids], [n[v] for v in ids], embed=embed)))
     return {"results": out}
 
 # %% ../nbs/10_predict.ipynb #7841b105
@@ -142,9 +162,13 @@ def load_run(
     if (folder/"runs"/"sail").is_dir(): folder = folder/"runs"/"sail"
     model = Sail.from_pretrained(folder, device)
     counter = Sail.from_pretrained(folder/"stage1", device) if (folder/"stage1").is_dir() else model
-    settings = read_json(folder/"encoder.json")
-    if settings.get("folder"): settings["folder"] = os.path.normpath(folder/settings["folder"])
-    return model, counter, settings
+    return model, counter, encoder_settings(folder)
+
+def encoder_settings(run: Path) -> dict:
+    "What made the features of a run, its folder as it is seen from here."
+    settings = read_json(run/"encoder.json")
+    if settings.get("folder"): settings["folder"] = os.path.normpath(run/settings["folder"])
+    return settings
 
 # %% ../nbs/10_predict.ipynb #2e4f5189
 def load_encoder(settings: dict, device: str | None = None):
@@ -206,15 +230,21 @@ def caption_frames(
     counter=None,                   # The model after stage 1; `model` counts if None
     n_events: int | None = None,    # Of each window; counted if None
     window: float | None = None,    # Seconds; longer videos are cut. Never if None or 0
+    embed=None,                     # As in `predict_events`
 ) -> list[list[dict]]:
     "For each video its events `{sentence, timestamp, center, width}`, all windows of all videos in the same batches."
     import torch
-    from sail_nbdev.captioner import FULL
-    T, cap, places = model.config.n_frames, (counter or model).captioner, [windows(d, window) for _, d in videos]
+    T, places = model.config.n_frames, [windows(d, window) for _, d in videos]
     x = torch.stack([_window_frames(f, d, p, T) for (f, d), ps in zip(videos, places) for p in ps]).to(next(model.parameters()).device)      # [W,T,D]
-    n = [n_events] * len(x) if n_events else count_events([t for part in x.split(32) for t in cap.write(part, FULL)], model.config.max_captions)
-    found = iter(predict_events(model, x, [length for ps in places for _, length in ps], n))
+    n = [n_events] * len(x) if n_events else _number(model, counter or model, x)
+    found = iter(predict_events(model, x, [length for ps in places for _, length in ps], n, embed=embed))
     return [merge_windows([next(found) for _ in ps], ps, d) for (_, d), ps in zip(videos, places)]
+
+def _number(model, counter, frames) -> list[int]:
+    "How many events each of the videos [V,T,D] has, by the localizer or by a paragraph of `counter`."
+    from sail_nbdev.captioner import FULL
+    if model.config.count == "localizer": return model.localizer.count(frames).tolist()
+    return count_events([t for part in frames.split(32) for t in counter.captioner.write(part, FULL)], model.config.max_captions)
 
 def _window_frames(frames, duration: float, place: tuple, n_frames: int):
     "The frames [T,D] of one window of a video."
@@ -239,14 +269,14 @@ def caption_video(
     if isinstance(model, (str, Path)):
         model, counter, settings = load_run(model, device)
         window = settings.get("window") if window is None else window
-        if isinstance(path_or_frames, (str, Path)): encoder, fps = load_encoder(settings, device), settings.get("fps", fps)
+        if isinstance(path_or_frames, (str, Path)) or model.config.refine: encoder, fps = load_encoder(settings, device), settings.get("fps", fps)
     frames = path_or_frames
     if isinstance(frames, (str, Path)):
         from sail_nbdev.features import encode_video
         if encoder is None: raise InputError("a video file needs an encoder: give a run folder as `model`, or `encoder=`")
         frames, duration = encode_video(frames, encoder, fps)
     if duration is None: raise InputError("frames need their duration in seconds")
-    return _events(caption_frames([(frames, duration)], model, counter, n_events, window)[0])
+    return _events(caption_frames([(frames, duration)], model, counter, n_events, window, encoder and encoder.texts)[0])
 
 def _events(rows: list[dict]) -> list[Event]: return [Event(*r["timestamp"], r["sentence"]) for r in rows]
 
@@ -607,7 +637,7 @@ def _caption_all(videos: dict, run: str, n_events, window, device, together: int
     model, counter, settings = load_run(run, device)
     window = settings.get("window") if window is None else window
     encoder, rows, durations, failed, waiting = load_encoder(settings, device), {}, {}, [], {}
-    def caption(): rows.update(zip(waiting, caption_frames(list(waiting.values()), model, counter, n_events, window))); waiting.clear()
+    def caption(): rows.update(zip(waiting, caption_frames(list(waiting.values()), model, counter, n_events, window, encoder.texts))); waiting.clear()
     for vid, path in tqdm(videos.items(), disable=len(videos) < 2, unit="video", leave=False):
         try: frames, durations[vid] = encode_video(path, encoder, settings.get("fps", 1.), progress=True)
         except InputError as e:

@@ -18,8 +18,9 @@ from .core import (Config, InputError, METHODS, PRESETS, atomic_path, command, d
                              set_seed, writable_dir, write_json, write_text)
 
 # %% auto #0
-__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'read_log', 'plot_log', 'validation_loss', 'train', 'estimate_cost',
-           'cost_table', 'sail_train', 'parse_overrides', 'make_config', 'print_derivation']
+__all__ = ['lr_factor', 'load_training_data', 'train_epoch', 'read_log', 'plot_log', 'validation_loss', 'stage1_settings',
+           'training_settings', 'take_over', 'train', 'estimate_cost', 'cost_table', 'sail_train', 'parse_overrides',
+           'make_config', 'print_derivation']
 
 # %% ../nbs/09_train.ipynb #b26966b7
 def lr_factor(
@@ -47,10 +48,21 @@ def load_training_data(
         return FeatureStore(folder/name)
     videos = read_annotations(annotation_files(folder, "train")[0])
     features = store("features", "make it with sail_features")
-    texts = store("text", "make it with sail_features --texts") if config.sim_weight else None
-    if not (config.aug_weight or config.sim_weight and config.hard_negatives): return DeviceData(videos, features, config, texts, device=device)
+    texts = store("text", "make it with sail_features --texts") if config.sim_weight or config.align_weight or config.extent_weight else None
+    told = _boundaries(folder) if config.supervision == "boundaries" else None
+    if not (config.aug_weight or config.sim_weight and config.hard_negatives): return DeviceData(videos, features, config, texts, device=device, segments=told)
     if not (folder/"synthetic.json").exists(): raise InputError(f"{folder/'synthetic.json'}: no such file; make it with sail_augment")
-    return DeviceData(videos, features, config, texts, read_json(folder/"synthetic.json"), store("synthetic_text", "make it with sail_features --texts"), device)
+    return DeviceData(videos, features, config, texts, read_json(folder/"synthetic.json"), store("synthetic_text", "make it with sail_features --texts"), device, told)
+
+def _boundaries(folder: Path) -> dict:
+    "True boundaries of the training videos as shares of their durations, from truth/train.json or the annotations: for the upper bound only. `InputError` if there are none."
+    from sail_nbdev.data import annotation_files, read_annotations
+    path = folder/"truth"/"train.json"
+    path = path if path.exists() else annotation_files(folder, "train")[0]
+    videos = read_annotations(path, intervals=True)
+    for v, o in videos.items():
+        if not o.duration: raise InputError(f"{path}: video {v}: has no duration, which its boundaries are shares of")
+    return {v: [(s / o.duration, e / o.duration) for s, e in o.intervals] for v, o in videos.items()}
 
 # %% ../nbs/09_train.ipynb #ae3452a9
 def _load_validation(folder: Path, config: Config, device: str):
@@ -160,7 +172,7 @@ def read_log(path: Path) -> list[dict]:
     return rows
 
 # %% ../nbs/09_train.ipynb #1d0536df
-_TERMS = dict(total="#808488", full="#3b7dd8", pos="#2a9d5c", neg="#c2557a", div="#8d6bd1", sim="#e08a1e", aug="#11999e", val="#000000")
+_TERMS = dict(total="#808488", full="#3b7dd8", pos="#2a9d5c", neg="#c2557a", div="#8d6bd1", sim="#e08a1e", aug="#11999e", align="#b04fc4", extent="#7a5c2e", val="#000000")
 
 def _term_curves(rows: list[dict], term: str) -> tuple:
     "Of one stage: place of each step in epochs and its value, then epochs (at their middle) and their means."
@@ -189,7 +201,7 @@ def plot_log(
     for ax, stage in zip(axes, stages):
         here = [r for r in rows if r["stage"] == stage]
         for term in (t for t in _TERMS if any(t in r for r in here)):
-            if term == "total" and stage == 1 and any("full" in r for r in here): continue      # the same curve
+            if term == "total" and stage == 1 and not any("align" in r for r in here): continue      # the same curve as "full"
             x, y, xm, ym = _term_curves(here, term)
             ax.plot(x, y, color=_TERMS[term], lw=.8, alpha=.3)
             ax.plot(xm, ym, color=_TERMS[term], lw=2, marker=".", label=term)
@@ -270,15 +282,33 @@ def _check_out(config: Config, out: Path, resume: bool) -> None:
     if load_config(out/"config.json") != config: raise InputError(f"{out/'config.json'}: the run there has another configuration; choose another --out")
 
 # %% ../nbs/09_train.ipynb #bf4d2ecd
-_STAGE2 = """method synthetic_share mask tau width_floor layout_k inter_width div_gamma div_weight sim_weight sim_margin aug_weight normalize_frames
+_STAGE2 = """method synthetic_share mask tau width_floor layout_k extent_weight extent_ring gate adaptive_inter count refine inter_width div_gamma div_weight sim_weight sim_margin aug_weight normalize_frames
     hard_negatives update beams no_repeat_ngram length_penalty paragraph_tokens caption_tokens""".split()      # read by stage 2 or by inference only
+
+_INFERENCE = "method count refine beams no_repeat_ngram length_penalty paragraph_tokens caption_tokens".split()
+
+def stage1_settings(config: Config) -> dict:
+    "The settings that a first stage depends on."
+    return {k: v for k, v in asdict(config).items() if k not in _STAGE2}
+
+def training_settings(config: Config) -> dict:
+    "The settings that trained weights depend on."
+    return {k: v for k, v in asdict(config).items() if k not in _INFERENCE}
+
+def take_over(run: Path, out: Path, config: Config) -> None:
+    "A run folder with the weights of `run`, which was trained as `config` would be, and another way of predicting."
+    if out.exists(): return _check_out(config, out, resume=True)
+    with atomic_path(out) as tmp:
+        shutil.copytree(run, tmp, ignore=shutil.ignore_patterns("counts_*", "predictions_*"))
+        write_json(tmp/"run.json", {**read_json(run/"run.json"), "taken_over": os.path.relpath(run, out)})
+        save_config(config, tmp/"config.json")
 
 def _check_stage1(config: Config, run: Path) -> None:
     "See that the first stage of `run` is the one that `config` would have trained."
     if not (run/"stage1"/"state.json").exists(): raise InputError(f"{run}: holds no finished first stage")
     theirs = asdict(load_config(run/"stage1"/"config.json"))
-    for name, ours in asdict(config).items():
-        if name not in _STAGE2 and ours != theirs[name]: raise InputError(f"{run}: its first stage was trained with {name}={theirs[name]}, this run has {name}={ours}")
+    for name, ours in stage1_settings(config).items():
+        if ours != theirs[name]: raise InputError(f"{run}: its first stage was trained with {name}={theirs[name]}, this run has {name}={ours}")
 
 # %% ../nbs/09_train.ipynb #a85d8db8
 def _write_start(config: Config, out: Path, data: Path | None, stage1) -> None:
@@ -464,7 +494,7 @@ def sail_train(
     preset: str,                            # activitynet, youcook2, toy, plain (derived from the data), or a config.json
     data: str = None,                       # Data folder: annotations, features, text features, synthetic captions
     out: str = None,                        # Run folder to write
-    method: str = None,                     # sail, ilcacm or uniform (sail, or the config file's, if not given)
+    method: str = None,                     # sail, sail_plus, ilcacm or uniform (sail, or the config file's, if not given)
     seed: int = None,                       # Seed of everything random (the preset's if not given)
     resume: bool = False,                   # Go on with the run in --out; starts afresh where there is none
     stage1: str = None,                     # A run folder whose first stage is taken over

@@ -1,6 +1,7 @@
-"Language models behind `augment`: one in this process, one behind a server, and a server that misbehaves; the counts of the real annotation files."
+"Language models behind `augment`: one in this process, one behind a server, a server that misbehaves, and one that sees the gaps; the counts of the real annotation files."
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sail_nbdev.augment import Gap, OpenAIBackend, TransformersBackend, augment, find_gaps, messages, reject, small_model, tidy
+from sail_nbdev.augment import SEEN, Gap, OpenAIBackend, TransformersBackend, VisionBackend, augment, find_gaps, messages, reject, small_model, tidy
 from sail_nbdev.core import InputError, Video, read_json, write_json
 from sail_nbdev.data import read_annotations
 
@@ -208,7 +209,7 @@ def command(tmp_path, server, *more):
     return [str(Path(sys.executable).parent/"sail_augment"), str(tmp_path/"train.json"), "--out", str(tmp_path/"synthetic.json"), "--backend", "openai", "--model", "m", "--base_url", server.url, *map(str, more)]
 
 
-def rows(tmp_path): return [json.loads(line) for line in (tmp_path/"synthetic.jsonl").read_text().splitlines()]
+def rows(tmp_path, name="synthetic.jsonl"): return [json.loads(line) for line in (tmp_path/name).read_text().splitlines()]
 
 
 def test_killed_ten_times_and_continued(tmp_path):
@@ -258,6 +259,179 @@ def test_dry_run(name, gaps):
     if not ANNOTATIONS.exists(): pytest.skip("the annotation files are not beside this checkout")
     r = subprocess.run([str(Path(sys.executable).parent/"sail_augment"), str(ANNOTATIONS/f"{name}.json"), "--dry_run", "--price_in", "1"], capture_output=True, text=True)
     assert r.returncode == 0 and r.stdout.startswith(f"{gaps} gaps; about ") and "captions a second" in r.stdout and "about $" in r.stdout and "nothing was asked" in r.stdout
+
+
+# -- a model that sees
+
+COLORS = dict(red=(220, 30, 30), green=(30, 170, 60), blue=(40, 60, 220), purple=(140, 40, 180), white=(240, 240, 240))
+
+
+def flat(color):
+    import numpy as np
+    return np.full((32, 32, 3), COLORS[color], np.uint8)
+
+
+def word_tokenizer(more=()):
+    "One token a word, and the marks that a model needs."
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    words = ["<pad>", "<s>", "</s>", "<unk>", *more, *"a wall that is".split(), *COLORS]
+    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=list(more))
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    "A BLIP-2 of one layer everywhere that has learnt to say `a wall that is COLOUR`, saved as any model is."
+    import torch
+    from PIL import Image
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessor, OPTConfig
+    folder, small = tmp_path_factory.mktemp("blip"), dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), word_tokenizer(), num_query_tokens=4)
+    lm = OPTConfig(vocab_size=len(processor.tokenizer), ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, dropout=0., **small)
+    torch.manual_seed(0)
+    model = Blip2ForConditionalGeneration(Blip2Config(num_query_tokens=4, image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"), text_config=lm.to_dict(),
+        vision_config=dict(intermediate_size=64, image_size=32, patch_size=16, **small), qformer_config=dict(vocab_size=16, intermediate_size=64, encoder_hidden_size=32, hidden_dropout_prob=0., attention_probs_dropout_prob=0., **small)))
+    x, optimizer = processor(images=[Image.fromarray(flat(c)) for c in COLORS], text=[f"<s> a wall that is {c} </s>" for c in COLORS], return_tensors="pt"), torch.optim.AdamW(model.parameters(), 3e-3)
+    labels = x["input_ids"].masked_fill(torch.arange(x["input_ids"].shape[1]) < 5, -100)
+    for _ in range(300):
+        optimizer.zero_grad(); loss = model(**x, labels=labels).loss; loss.backward(); optimizer.step()
+        if loss < .02: break
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    "A random LLaVA with a chat template, which reads several frames."
+    import torch
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    folder, small = tmp_path_factory.mktemp("llava"), dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    tok = word_tokenizer(("<image>",))
+    template = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<image> {% else %}{{ c.text }} {% endif %}{% endfor %}{% endfor %}a wall"
+    processor = LlavaProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}), tok, patch_size=16, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=32, **small), text_config=LlamaConfig(vocab_size=len(tok), pad_token_id=0, bos_token_id=1, eos_token_id=2, **small),
+        image_token_index=tok.convert_tokens_to_ids("<image>")))
+    model.save_pretrained(folder), processor.save_pretrained(folder)
+    return folder
+
+
+PARTS = {"v_one": [("red", 3), ("green", 3), ("blue", 10), ("purple", 4), ("white", 4)], "v_two": [("white", 9), ("purple", 3), ("red", 6)]}
+SAID = {"v_one": ["The red wall stands there.", "Now we see blue paint.", "At last white paint."], "v_two": ["There is white paint.", "Red paint, at the end."]}
+
+
+@pytest.fixture
+def walls(tmp_path):
+    "A data folder of two videos whose gaps have colours that no event of theirs has; time stamps that are wrong are there to be read by nobody."
+    import numpy as np
+    import torch
+    from sail_nbdev.features import FeatureStore
+    from sail_nbdev.toyworld import write_video
+    rows = dict(zip(COLORS, torch.eye(5)))
+    frames, texts = FeatureStore.create(tmp_path/"data"/"features", dim=5), FeatureStore.create(tmp_path/"data"/"text", dim=5)
+    write_json(tmp_path/"data"/"annotations"/"train.json", {v: {"duration": sum(s for _, s in PARTS[v]), "sentences": SAID[v], "timestamps": [[0, .1]] * len(SAID[v])} for v in PARTS})
+    (tmp_path/"data"/"videos").mkdir()
+    for v, parts in PARTS.items():
+        frames.add(v, torch.stack([rows[c] for c, s in parts for _ in range(4 * s)]))
+        texts.add(v, torch.stack([rows[next(c for c in COLORS if c in o.lower())] for o in SAID[v]]))
+        write_video(np.stack([np.full((64, 96, 3), COLORS[c], np.uint8) for c, s in parts for _ in range(4 * s)]), tmp_path/"data"/"videos"/f"{v}.mp4")
+    return tmp_path/"data"
+
+
+def test_a_model_that_sees_says_what_is_in_the_gap(walls, blip, tmp_path):
+    "A real processor and a real BLIP-2, on frames decoded from files, in batches that end in the middle of a video."
+    videos, backend = read_annotations(walls/"annotations"/"train.json"), VisionBackend(walls, model=str(blip), device="cpu", batch_size=2)
+    assert backend.about == {"backend": "vision", "model": blip.name, "question": None, "frames": 1, "max_new_tokens": 32, "do_sample": False}
+    captions, summary = augment(videos, backend, tmp_path/"c.jsonl", progress=False)
+    assert captions == {"v_one": ["A wall that is green.", "A wall that is purple."], "v_two": ["A wall that is purple."]} and summary["tokens"] == [0, 15]
+    spans = {(o["video"], o["gap"]): o["span"] for o in rows(tmp_path, "c.jsonl")}
+    assert 3 < sum(spans["v_one", 0]) / 2 < 6 and 16 < sum(spans["v_one", 1]) / 2 < 20 and 9 < sum(spans["v_two", 0]) / 2 < 12
+    backend.spans["v_one"] = backend.spans["v_one"][::-1]                   # had the places been those of the other gap, so would the answers be
+    assert augment(videos, backend, tmp_path/"c.jsonl", progress=False)[0]["v_one"] == ["A wall that is purple.", "A wall that is green."]
+
+
+def test_what_the_model_reads_is_the_gap(walls, blip, monkeypatch):
+    "The pictures behind the processor, turned back into colours."
+    import torch
+    backend, read = VisionBackend(walls, model=str(blip), device="cpu"), []
+    generate = backend.model.generate
+    monkeypatch.setattr(backend.model, "generate", lambda **x: (read.append(x["pixel_values"]), generate(**x))[1])
+    list(backend.write(find_gaps(read_annotations(walls/"annotations"/"train.json")), 0))
+    p = backend.processor.image_processor
+    means = (torch.cat(read).mean((2, 3)) * torch.tensor(p.image_std) + torch.tensor(p.image_mean)) * 255         # [B,3]
+    assert [min(COLORS, key=lambda c: (m - torch.tensor(COLORS[c])).abs().sum()) for m in means] == ["green", "purple", "purple"]
+
+
+def test_a_model_that_chats_is_asked_and_sees_several_frames(walls, llava, blip):
+    gaps = find_gaps(read_annotations(walls/"annotations"/"train.json"))
+    backend = VisionBackend(walls, model=str(llava), device="cpu", n_frames=2, max_new_tokens=5, batch_size=2)
+    shots = backend._look(gaps[:2])
+    assert [[f.shape for f in s] for s in shots] == [[(64, 96, 3)] * 2] * 2
+    x = backend._read(shots)
+    assert x["pixel_values"].shape[0] == 4 and (x["input_ids"] == backend.model.config.image_token_index).sum(1).tolist() == [8, 8]      # 4 patches a frame
+    asked, said = x["input_ids"].shape[1], [a for _, a in sorted(backend.write(gaps, 0))]
+    assert asked == 8 + len(SEEN.split()) + 2 and all(a.error is None and a.tokens[0] == asked and a.tokens[1] <= 5 for a in said)
+    assert not any("<image>" in a.text or "wall a wall" in a.text for a in said) and backend.about["question"] == SEEN
+    with pytest.raises(InputError, match="has no chat template, so it reads one frame of a gap and not 2"): VisionBackend(walls, model=str(blip), device="cpu", n_frames=2)
+
+
+def test_no_such_model_that_sees(walls, tiny, monkeypatch, tmp_path):
+    import huggingface_hub.constants as hub
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    (tmp_path/"empty").mkdir()
+    for model in ("Salesforce/blip2-opt-2.7b", str(tmp_path/"empty"), str(tiny)):
+        with pytest.raises(InputError, match=f"^vision-language model {model}: neither a folder here, nor can it be fetched from the hub \\(.+\\)$"): VisionBackend(walls, model=model, device="cpu")
+
+
+def see(walls, model, *more):
+    "The command, without a hub."
+    out = walls/"synthetic.json"
+    done = subprocess.run([str(Path(sys.executable).parent/"sail_augment"), str(walls/"annotations"/"train.json"), "--out", str(out), "--backend", "vision", "--model", str(model), "--device", "cpu", *map(str, more)],
+                          capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return done, read_json(out) if out.exists() else None
+
+
+def test_the_command_sees(walls, blip, tmp_path):
+    "From files to captions; a video that is not there and one that cannot be read are listed, and are asked for when they are back."
+    r, captions = see(walls, blip, "--data", walls)
+    assert r.returncode == 0 and "3 captions for 3 gaps" in r.stdout and captions == {"v_one": ["A wall that is green.", "A wall that is purple."], "v_two": ["A wall that is purple."]}, r
+    assert read_json(walls/"synthetic.summary.json")["provenance"]["backend"] == "vision"
+    (walls/"synthetic.jsonl").unlink(); (walls/"videos").rename(tmp_path/"elsewhere")
+    whole = (tmp_path/"elsewhere"/"v_two.mp4").read_bytes()
+    (tmp_path/"elsewhere"/"v_two.mp4").write_bytes(whole[:300]); (tmp_path/"elsewhere"/"v_one.mp4").rename(tmp_path/"elsewhere"/"other.mp4")
+    r, captions = see(walls, blip, "--data", walls, "--videos", tmp_path/"elsewhere")
+    assert r.returncode == 1 and captions == {"v_one": [None] * 2, "v_two": [None]} and r.stdout.count("no answer: video ") == 3 and "Traceback" not in r.stderr, r
+    assert "video v_one, gap 2: no file of this name in " in r.stdout and "video v_two, gap 1: " in r.stdout and "v_two.mp4: " in r.stdout
+    (tmp_path/"elsewhere"/"v_two.mp4").write_bytes(whole); (tmp_path/"elsewhere"/"other.mp4").rename(tmp_path/"elsewhere"/"v_one.mp4")
+    r, captions = see(walls, blip, "--data", walls, "--videos", tmp_path/"elsewhere")
+    assert r.returncode == 0 and captions["v_one"] == ["A wall that is green.", "A wall that is purple."] and len(rows(walls)) == 3, r
+
+
+def test_what_the_command_needs_to_see(walls, tmp_path):
+    "One sentence each, before a model is loaded."
+    train = read_json(walls/"annotations"/"train.json")
+    def wrong(says, *args):
+        r, _ = see(walls, "none", *args)
+        assert r.returncode == 2 and says in r.stderr and r.stderr.count("\n") == 1 and not (walls/"synthetic.json").exists(), r
+    wrong("--backend vision needs --data")
+    wrong("nowhere: no such file or folder", "--data", walls, "--videos", tmp_path/"nowhere")
+    wrong("no video in this folder", "--data", walls, "--videos", walls/"annotations")
+    (walls/"text").rename(walls/"hidden")
+    wrong("text: no such store; make it with sail_features --texts", "--data", walls)
+    (walls/"hidden").rename(walls/"text")
+    write_json(walls/"annotations"/"train.json", {v: {k: o for k, o in r.items() if k != "duration"} for v, r in train.items()})
+    wrong("train.json: video v_one: has no duration", "--data", walls)
+    write_json(walls/"annotations"/"train.json", {v: {**r, "sentences": r["sentences"] + ["A dog barks."]} for v, r in train.items()})
+    wrong("video v_one: 3 embeddings for 4 captions; make them anew", "--data", walls)
+    r, _ = see(walls, "none", "--dry_run")
+    assert r.returncode == 0 and r.stdout.startswith("5 gaps, each seen in its frames; about ") and "tokens" not in r.stdout
+
+
+def test_a_gap_that_the_data_folder_has_not(walls, blip):
+    backend = VisionBackend(walls, model=str(blip), device="cpu")
+    with pytest.raises(InputError, match="video v_two: has 1 gap.* in the data folder, so none of number 2; are the annotations another file's"): augment({"v_two": Video("v_two", ("A wall.", "A dog.", "A cat."))}, backend, progress=False)
 
 
 # -- the filter

@@ -338,6 +338,50 @@ def test_data_folder_to_scores_with_derived_settings(demo, tmp_path):
     assert r.returncode == 0 and 0 <= read_json(tmp_path/"scores.json")["mean"]["F1"] <= 1, r.stderr[-2000:]
 
 
+@pytest.fixture(scope="module")
+def plus(demo, tmp_path_factory):
+    "A run of SAIL+ on the demo's world, with its predictions refined."
+    out = tmp_path_factory.mktemp("plus")/"run"
+    r = run("sail_train", "toy", "--method", "sail_plus", "--data", demo/"world", "--out", out, "--device", "cpu", "--override", *TINY, *SHORT, "refine=true", "extent_weight=1", "gate=.2", "adaptive_inter=true")
+    assert r.returncode == 0, r.stderr[-2000:]
+    return out
+
+
+def test_sail_plus_from_training_to_a_captioned_file(demo, plus, tmp_path):
+    log = [json.loads(line) for line in (plus/"log.jsonl").read_text().splitlines()]
+    assert all("align" in row for row in log) and all({"extent", "aug", "sim"} <= row.keys() for row in log if row["stage"] == 2)
+    r = run("sail_predict", plus, "--data", demo/"world", "--device", "cpu")
+    assert r.returncode == 0, r.stderr[-2000:]
+    counts = read_json(plus/"counts_val.json")
+    assert set(counts) == {"n_events"} and {v: len(rows) for v, rows in read_json(plus/"predictions_val.json")["results"].items()} == counts["n_events"]
+    video = next((demo/"world"/"videos").glob("val_*.mp4"))
+    r = run("sail_caption", video, "--model", plus, "--json", tmp_path/"events.json", "--device", "cpu")
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert len(read_json(tmp_path/"events.json")["results"][video.stem]) == counts["n_events"][video.stem]
+
+
+def test_only_the_upper_bound_is_told_boundaries(demo):
+    from sail_nbdev.core import Config
+    from sail_nbdev.train import load_training_data
+    blind, told = (load_training_data(demo/"world", Config.preset("toy", "sail_plus", supervision=s)) for s in ("captions", "boundaries"))
+    assert blind.segments is None and blind.batch([0]).segments is None
+    truth = read_json(demo/"world"/"truth"/"train.json")
+    for i, vid in enumerate(told.ids[:5]):
+        want = np.array(truth[vid]["timestamps"]) / truth[vid]["duration"]
+        assert np.allclose(told.batch([i]).segments[0].numpy(), want, atol=1e-5)
+
+
+def test_a_localizer_that_must_be_told_the_count_cannot_count(demo, tmp_path):
+    refused(run("sail_train", "toy", "--data", demo/"world", "--out", tmp_path/"run", "--override", "count=localizer"), "sail_train", "count='localizer'", "localizer='frames'")
+    assert not (tmp_path/"run").exists()
+
+
+def test_the_study_names_its_worlds(tmp_path):
+    refused(run("sail_ablate", "study", "--worlds", "moon", "--out", tmp_path/"s"), "sail_ablate", "world 'moon'", "one part")
+    refused(run("sail_ablate", "methods", "--worlds", "noise", "--out", tmp_path/"s"), "sail_ablate", "--worlds")
+    refused(run("sail_ablate", "study", "--preset", "activitynet", "--out", tmp_path/"s"), "sail_ablate", "--data")
+
+
 def test_text_features_of_another_encoder_are_refused(demo, tmp_path):
     shutil.copytree(demo/"world", tmp_path/"world", ignore=shutil.ignore_patterns("videos", "text"))
     about = read_json(tmp_path/"world"/"features"/"store.json")
