@@ -479,7 +479,7 @@ def _between(centers, widths, seconds, n_frames: int):
 # %% ../nbs/07_augment.ipynb #5e1f0a04
 def gap_spans(
     data: str | Path,       # Data folder: annotations/train.json, features/ and text/
-    n_frames: int = 32,    # T, frames of a video that are aligned
+    n_frames: int = 128,    # T, frames of a video that are aligned
 ) -> dict[str, list[tuple[float, float]]]:      # {video: N-1 pairs of seconds}
     "Where the gaps of the training videos are, by alignment of frames to captions; no time stamp is read. Videos without features are left out."
     import torch

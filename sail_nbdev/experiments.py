@@ -17,9 +17,9 @@ from .evaluate import evaluate
 from .visualize import SCORES, make_report, markdown_table, score_of, score_table
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'GRIDS', 'WORLDS', 'STUDY_SEED', 'SEMANTIC', 'compare', 'prepare_world', 'demo_configs', 'run_demo',
-           'sail_demo', 'published_table', 'mean_interval', 'ablate', 'summarize', 'ablation_table', 'ablation_csv',
-           'plot_ablation', 'write_summary', 'fit_scores', 'study', 'sail_ablate']
+__all__ = ['PUBLISHED', 'GRIDS', 'STUDIES', 'WORLDS', 'STUDY_SEED', 'SEMANTIC', 'compare', 'prepare_world', 'demo_configs',
+           'run_demo', 'sail_demo', 'published_table', 'mean_interval', 'ablate', 'summarize', 'ablation_table',
+           'ablation_csv', 'plot_ablation', 'write_summary', 'fit_scores', 'study', 'sail_ablate']
 
 # %% ../nbs/14_experiments.ipynb #89410cd4
 def _slug(name: str) -> str: return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -218,7 +218,8 @@ _PARTS = {"ilcacm + sim": ("sail", _SIM), "ilcacm + aug": ("sail", dict(sim_weig
           "uniform, sail_plus counts": ("sail_plus", dict(mask="uniform")), "sail_plus, paragraph counts": ("sail_plus", dict(count="paragraph")), "sail_plus, hard": ("sail_plus", dict(align="hard")),
           "sail_plus - sim - aug - div": ("sail_plus", dict(sim_weight=0., aug_weight=0., div_weight=0.)), "sail_plus + extent": ("sail_plus", dict(extent_weight=1.)),
           "sail_plus + gate, widths": ("sail_plus", dict(gate=.2, adaptive_inter=True)), "sail_plus, refined": ("sail_plus", dict(refine=True))}
-GRIDS |= {"study": _MAIN | _PARTS, "study, short": _MAIN}
+STUDIES = {"study": _MAIN, "parts": {k: _MAIN[k] for k in ("uniform", "sail", "sail_plus")} | _PARTS}        # grids that `study` runs
+GRIDS |= STUDIES
 
 # %% ../nbs/14_experiments.ipynb #231107ed
 def mean_interval(
@@ -365,47 +366,48 @@ def study(
     data: str | Path | None = None, # A data folder; None makes the worlds
     preset: str = "toy",
     seeds: int = 5,
-    worlds=None,                    # Some of `WORLDS`; all if None
+    worlds=None,                    # Some of `WORLDS`; if None all of them, for the parts the default one
+    grid: str = "study",            # One of `STUDIES`
     device: str | None = None,
     progress: bool = True,
     **overrides,                    # Settings of every variant
 ) -> list[dict]:                    # {"world", "method", "seed", score: value times 100, semantic score: value}
-    "All methods in the default world or on `data`, the main ones in the other worlds. Goes on where it was stopped; several may work at different worlds of one folder."
+    "A grid of the study in each world, or on `data`. Goes on where it was stopped; several may work at different worlds of one folder, and both grids share what is the same in them."
     if lost := set(worlds or ()) - set(WORLDS): raise InputError(f"world {sorted(lost)[0]!r} is not one of {', '.join(WORLDS)}")
     if data is None and preset != "toy": raise InputError(f"preset {preset} needs --data; only toy makes worlds of its own")
-    for world in [Path(data).name] if data else worlds or WORLDS: _study_world(world, Path(out)/_slug(world), data, preset, seeds, device, progress, overrides)
-    rows = [r for p in sorted(Path(out).glob("*/rows.json")) for r in read_json(p)["rows"]]
+    for world in [Path(data).name] if data else worlds or (WORLDS if grid == "study" else ["default"]): _study_world(world, Path(out)/_slug(world), data, preset, seeds, grid, device, progress, overrides)
+    found = {(r["world"], r["method"], r["seed"]): r for g in STUDIES for p in sorted(Path(out).glob(f"*/rows_{g}.json")) for r in read_json(p)["rows"]}
     order = list(WORLDS)
-    rows.sort(key=lambda r: order.index(r["world"]) if r["world"] in order else -1)
+    rows = sorted(found.values(), key=lambda r: order.index(r["world"]) if r["world"] in order else -1)
     write_json(Path(out)/"rows.json", {"unit": "scores times 100; margin, order_accuracy, widths as they are; boundary_error in seconds", "rows": rows})
     return rows
 
 # %% ../nbs/14_experiments.ipynb #b95d3cd9
-def _study_world(world: str, out: Path, data, preset: str, seeds: int, device, progress: bool, overrides: dict) -> None:
-    "One world of the study: OUT/rows.json."
+def _study_world(world: str, out: Path, data, preset: str, seeds: int, grid: str, device, progress: bool, overrides: dict) -> None:
+    "A grid in one world of the study: OUT/rows_GRID.json."
     from sail_nbdev.data import annotation_files
     from sail_nbdev.predict import encoder_settings, load_encoder
     from sail_nbdev.toyworld import World
     if progress: print(f"world {world}")
     folder = data or prepare_world(World(seed=STUDY_SEED, **WORLDS[world]), out/"world", device=device, progress=progress)
     truth, rows, encoder = annotation_files(folder, "val"), [], None
-    for seed, variants in _grid_configs("study" if data or world == "default" else "study, short", folder, preset, seeds, overrides).items():
+    for seed, variants in _grid_configs(grid, folder, preset, seeds, overrides).items():
         names = {_slug(n): n for n in variants}
         for slug, s in compare({k: variants[n] for k, n in names.items()}, folder, out/f"seed_{seed}", device, progress).items():
             run = out/f"seed_{seed}"
             encoder = encoder or load_encoder(encoder_settings(run/"runs"/slug), device)
             fit = _kept(run/"fit"/f"{slug}.json", functools.partial(fit_scores, run/"predictions"/f"{slug}.json", truth, folder, encoder), run/"predictions"/f"{slug}.json")
             rows.append({"world": world, "method": names[slug], "seed": seed, **{c: score_of(s, c) for c in SCORES}, **fit})
-        write_json(out/"rows.json", {"rows": rows})
+        write_json(out/f"rows_{grid}.json", {"rows": rows})
 
 # %% ../nbs/14_experiments.ipynb #861c064e
 @command
 def sail_ablate(
-    grid: str,                  # methods, components, masks, share, usage, inter_width, sim_margin, aug_weight, fixed, div_weight, update, or study
+    grid: str,                  # methods, components, masks, share, usage, inter_width, sim_margin, aug_weight, fixed, div_weight, update, study or parts
     preset: str = "toy",        # Preset of every variant: activitynet, youcook2, toy, plain, or a config.json
     data: str = None,           # Data folder (if not given, toy makes the embedded world in OUT/world)
     seeds: int = 3,             # Number of seeds
-    worlds: Param("Of the study: some of its worlds (all if not given)", str, nargs="*") = None,
+    worlds: Param("For study and parts: some of the study's worlds (all; for parts the default one)", str, nargs="*") = None,
     out: str = None,            # Folder to write (ablations/GRID if not given)
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
     override: Param("Settings of every variant as key=value", str, nargs="*") = None,
@@ -414,8 +416,8 @@ def sail_ablate(
     from sail_nbdev.train import parse_overrides, print_derivation
     out, overrides = Path(out or f"ablations/{grid}"), parse_overrides(override)
     if preset == "plain": print_derivation(data, overrides)
-    if worlds and grid != "study": raise InputError(f"--worlds: belongs to the grid study, not to {grid}")
-    if grid == "study": rows = study(out, data, preset, seeds, worlds, device, **overrides)
+    if worlds and grid not in STUDIES: raise InputError(f"--worlds: belongs to the grids {' and '.join(STUDIES)}, not to {grid}")
+    if grid in STUDIES: rows = study(out, data, preset, seeds, worlds, grid, device, **overrides)
     else: rows = ablate(grid, data, out, preset, seeds, device, **overrides)
     for world in dict.fromkeys(r.get("world") for r in rows):
         here = [r for r in rows if r.get("world") == world]
