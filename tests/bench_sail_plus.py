@@ -81,7 +81,7 @@ def dry_run(preset, steps=150):
 
 
 if __name__ == "__main__":
-    for preset in ["activitynet"]:                  # a step of the other has the same parts
+    for preset in ["toy", "activitynet"]:           # a step of YouCook2 has the same parts
         t = step_seconds(preset)
         both = [sum(t[m, s] * e for s, e in ((1, Config.preset(preset).epochs_stage1), (2, Config.preset(preset).epochs_stage2))) for m in ("sail", "sail_plus")]
         print(f"{preset} on {DEVICE}: stage 1 {t['sail', 1]:.2f} s and {t['sail_plus', 1]:.2f} s, stage 2 {t['sail', 2]:.2f} s and {t['sail_plus', 2]:.2f} s; SAIL+ costs {both[1] / both[0]:.3f} of SAIL over all epochs")
