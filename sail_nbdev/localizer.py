@@ -13,7 +13,7 @@ from .core import Config, InputError
 from .masks import full_precision, uniform_layout
 
 # %% auto #0
-__all__ = ['FrameEmbedding', 'change_points', 'layout', 'offset', 'Localizer', 'forward', 'lattice', 'posterior',
+__all__ = ['NEVER', 'FrameEmbedding', 'change_points', 'layout', 'offset', 'Localizer', 'forward', 'lattice', 'posterior',
            'expected_events', 'FrameLocalizer', 'scores', 'frame_forward', 'count']
 
 # %% ../nbs/04_localizer.ipynb #c9ca1ddf
@@ -121,7 +121,7 @@ def forward(self,
 Localizer.forward = forward
 
 # %% ../nbs/04_localizer.ipynb #9f892455
-_NEVER = -1e9       # a score that no path takes, and that has a gradient
+NEVER = -1e9        # a score that no path takes, and that has a gradient
 
 def _log_add(a, b): return torch.stack((a, b)).logsumexp(0)     # `torch.logaddexp` has no second derivative where one of the two is far below
 
@@ -132,11 +132,11 @@ def lattice(
 ):
     "Total log-weight of the segmentations with exactly n events, for each n = 1..N: [B,N]. Background scores 0."
     join, (B, _, N) = torch.maximum if hard else _log_add, enter.shape
-    idle, event = enter.new_full((B, N + 1), _NEVER), enter.new_full((B, N + 1), _NEVER)       # after event n, in event n; event 0 never is
+    idle, event = enter.new_full((B, N + 1), NEVER), enter.new_full((B, N + 1), NEVER)       # after event n, in event n; event 0 never is
     idle[:, 0] = 0.
     for a, b in zip(enter.unbind(1), stay.unbind(1)):
         inside = join(event[:, 1:] + b, join(idle[:, :-1], event[:, :-1]) + a)
-        idle, event = join(idle, event), F.pad(inside, (1, 0), value=_NEVER)
+        idle, event = join(idle, event), F.pad(inside, (1, 0), value=NEVER)
     return join(idle, event)[:, 1:]
 
 # %% ../nbs/04_localizer.ipynb #a179cb50
@@ -148,9 +148,9 @@ def posterior(
 ):
     "`(starts, holds)` [B,T,N]: probability that event n starts at frame t, and that frame t belongs to it. Differentiable."
     grad = torch.is_grad_enabled() and (enter.requires_grad or stay.requires_grad)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         starts, more = (torch.zeros_like(enter, requires_grad=True) for _ in "ab")
-        value = lattice(enter + starts, stay + more, hard).gather(1, valid.sum(-1, keepdim=True) - 1)
+        value = lattice(enter + starts, stay + more, hard).gather(1, valid.clone().sum(-1, keepdim=True) - 1)      # cloned: in inference mode it could not be kept for the gradient
         p, q = torch.autograd.grad(value.sum(), (starts, more), create_graph=grad)
     return p, p + q
 

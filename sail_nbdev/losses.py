@@ -10,7 +10,7 @@ from functools import wraps
 import torch
 import torch.nn.functional as F
 
-from .localizer import _NEVER, expected_events, lattice, posterior
+from .localizer import NEVER, expected_events, lattice, posterior
 from .masks import full_precision
 
 # %% auto #0
@@ -125,7 +125,7 @@ def caption_scores(
     n = keep.sum((1, 2), keepdim=True)
     s = s - s.masked_fill(~keep, 0).sum((1, 2), keepdim=True) / n
     sd = (s.masked_fill(~keep, 0).square().sum((1, 2), keepdim=True) / n).sqrt()
-    return (s / (temperature * sd.clamp_min(1e-6))).masked_fill(~keep, _NEVER)
+    return (s / (temperature * sd.clamp_min(1e-6))).masked_fill(~keep, NEVER)
 
 # %% ../nbs/06_losses.ipynb #5cbab171
 def align_captions(
@@ -151,7 +151,7 @@ def alignment_loss(
 ):
     "L_align, a nat a frame: how surprised the frame scores are by the captions. Scalar."
     enter, stay = (x[..., None].expand(-1, -1, most) for x in (enter, stay))
-    evidence = F.pad(evidence, (0, most - evidence.shape[-1]), value=_NEVER)
+    evidence = F.pad(evidence, (0, most - evidence.shape[-1]), value=NEVER)
     index = valid.sum(-1, keepdim=True) - 1
     if hard: free, seen = lattice(enter, stay), lattice(enter + evidence, stay + evidence, hard=True)
     else: free, seen = lattice(torch.cat([enter, enter + evidence]), torch.cat([stay, stay + evidence])).chunk(2)      # one pass over time

@@ -14,7 +14,7 @@ from torch import nn
 from .captioner import FULL, MASK, Captioner, load_tokenizer, train_tokenizer
 from .core import Config, InputError, atomic_path, load_config, save_config, write_text
 from .data import Batch
-from .localizer import FrameLocalizer, Localizer, expected_events, layout, posterior
+from .localizer import NEVER, FrameLocalizer, Localizer, expected_events, layout, posterior
 from .losses import (INTER_WIDTHS, alignment_loss, caption_scores, diversity_loss, extent_loss, fitting_widths, inter_caption_loss, layout_loss,
                                novelty, similarity_loss)
 from .masks import MASKS, hard_mask, inter_layout
@@ -131,7 +131,7 @@ def evidence(self, batch: Batch):
     if c.supervision == "captions": return caption_scores(batch.frames, batch.texts, batch.valid, c.align_temperature)
     if batch.segments is None: raise InputError("supervision='boundaries': the data hold no boundaries")
     inside = hard_mask(batch.segments.mean(-1), batch.segments.diff(dim=-1)[..., 0], c.n_frames).mT                   # [B,T,N]
-    return (20 * inside - 10).masked_fill(~batch.valid[:, None], -1e9)
+    return (20 * inside - 10).masked_fill(~batch.valid[:, None], NEVER)
 
 # %% ../nbs/08_model.ipynb #be83a57b
 def align_loss(self, batch: Batch):
