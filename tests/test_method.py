@@ -170,8 +170,8 @@ def test_guides_do_not_change_in_half_precision_surroundings(tokenizer):
     batch = ragged(model.config).to("cpu", torch.float32)
     with torch.no_grad():
         centers, widths = model.place(batch.frames, batch.valid)
-        plain = model.guide_losses(batch, centers, model.masks(centers, widths))
-        with torch.autocast("cpu", torch.bfloat16): low = model.guide_losses(batch, centers, model.masks(centers, widths))
+        plain = model.guide_losses(batch, centers, widths, model.masks(centers, widths))
+        with torch.autocast("cpu", torch.bfloat16): low = model.guide_losses(batch, centers, widths, model.masks(centers, widths))
     for k in plain: assert low[k].item() == plain[k].item(), k
 
 
