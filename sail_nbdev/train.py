@@ -48,7 +48,7 @@ def load_training_data(
         return FeatureStore(folder/name)
     videos = read_annotations(annotation_files(folder, "train")[0])
     features = store("features", "make it with sail_features")
-    texts = store("text", "make it with sail_features --texts") if config.sim_weight or config.align_weight or config.extent_weight else None
+    texts = store("text", "make it with sail_features --texts") if config.sim_weight or config.align_weight or config.extent_weight or config.gate else None
     told = _boundaries(folder) if config.supervision == "boundaries" else None
     if not (config.aug_weight or config.sim_weight and config.hard_negatives): return DeviceData(videos, features, config, texts, device=device, segments=told)
     if not (folder/"synthetic.json").exists(): raise InputError(f"{folder/'synthetic.json'}: no such file; make it with sail_augment")
@@ -201,7 +201,7 @@ def plot_log(
     for ax, stage in zip(axes, stages):
         here = [r for r in rows if r["stage"] == stage]
         for term in (t for t in _TERMS if any(t in r for r in here)):
-            if term == "total" and stage == 1 and not any("align" in r for r in here): continue      # the same curve as "full"
+            if term == "total" and stage == 1 and any("full" in r for r in here) and not any("align" in r for r in here): continue      # the same curve as "full"
             x, y, xm, ym = _term_curves(here, term)
             ax.plot(x, y, color=_TERMS[term], lw=.8, alpha=.3)
             ax.plot(xm, ym, color=_TERMS[term], lw=2, marker=".", label=term)
