@@ -104,7 +104,7 @@ def demo_configs(
 ) -> dict[str, Config]:
     "The configurations that the demo compares."
     less = dict(epochs_stage1=2, epochs_stage2=2) if fast else {}
-    return {m: Config.preset("toy", m, seed=seed, **less) for m in ("uniform", "ilcacm", "sail")}
+    return {m: Config.preset("toy", m, seed=seed, **less) for m in ("uniform", "ilcacm", "sail", "sail_plus")}
 
 # %% ../nbs/14_experiments.ipynb #e198fe12
 def run_demo(
@@ -115,7 +115,7 @@ def run_demo(
     progress: bool = True,          # Show bars and steps
     llm: bool = False,              # Gap captions by a small language model instead of a rule
 ) -> dict[str, dict]:               # Method -> what `evaluate` gave
-    "Make a world, train uniform, ILCACM and SAIL on it, score them, write the report. What is finished is not done again."
+    "Make a world, train the uniform layout, ILCACM, SAIL and SAIL+ on it, score them, write the report. What is finished is not done again."
     from sail_nbdev.augment import RulesBackend, TransformersBackend, small_model
     from sail_nbdev.toyworld import World
     out, say = writable_dir(out), print if progress else (lambda *_: None)
@@ -123,7 +123,7 @@ def run_demo(
     backend = TransformersBackend(str(small_model()), device) if llm else RulesBackend()
     say(f"    captions between events by {backend.about['model']}")
     data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 40 if fast else 200, device, progress, backend)
-    say(f"2/3 three methods, one first stage: {out/'runs'}")
+    say(f"2/3 four methods: {out/'runs'}")
     scores = compare(demo_configs(seed, fast), data, out, device, progress)
     say(f"3/3 the report: {make_report(out, out/'report.html')}")
     return scores

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from .core import COLORS, Event, InputError, command, load_config, pick_device, read_json, write_json, write_text
 
 # %% auto #0
-__all__ = ['PLAYER_CSS', 'count_events', 'predict_events', 'frozen_counts', 'predict_split', 'sail_predict', 'load_run',
-           'encoder_settings', 'load_encoder', 'windows', 'merge_windows', 'caption_frames', 'caption_video',
-           'events_json', 'read_events', 'events_subtitles', 'video_source', 'event_lanes', 'row_html', 'row_colors',
-           'mask_curves', 'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
+__all__ = ['PLAYER_CSS', 'count_events', 'count_frames', 'predict_events', 'frozen_counts', 'predict_split', 'sail_predict',
+           'load_run', 'encoder_settings', 'load_encoder', 'windows', 'merge_windows', 'caption_frames',
+           'caption_video', 'events_json', 'read_events', 'events_subtitles', 'video_source', 'event_lanes', 'row_html',
+           'row_colors', 'mask_curves', 'player_fragment', 'html_page', 'player_html', 'write_events', 'sail_caption']
 
 # %% ../nbs/10_predict.ipynb #583376b8
 def count_events(
@@ -28,6 +28,18 @@ def count_events(
     "Number of events of each paragraph: its sentences, at least one."
     from sail_nbdev.captioner import parse_paragraph
     return [len(parse_paragraph(p, most)) for p in paragraphs]
+
+# %% ../nbs/10_predict.ipynb #ecab6cd2
+def count_frames(
+    counter,        # `Sail`: the trained model whose localizer counts, or the one after stage 1 whose paragraphs are counted
+    frames,         # [V,T,D]
+    by: str,        # localizer | paragraph, `count` of the configuration
+) -> tuple[list[int], list[str]]:
+    "Number of events of each video, and the paragraphs that were counted, none where the localizer counts."
+    from sail_nbdev.captioner import FULL
+    if by == "localizer": return counter.localizer.count(frames).tolist(), []
+    texts = [t for part in frames.split(32) for t in counter.captioner.write(part, FULL)]
+    return count_events(texts, counter.config.max_captions), texts
 
 # %% ../nbs/10_predict.ipynb #e0c83b2e
 def predict_events(
@@ -96,19 +108,16 @@ def frozen_counts(
     Made once; a file that is there is not touched."""
     from sail_nbdev.features import FeatureStore
     from sail_nbdev.model import Sail
-    from sail_nbdev.captioner import FULL
     path = Path(run)/f"counts_{split}.json"
     if path.exists(): return path
     store, device = FeatureStore(Path(data)/"features"), pick_device(device)
-    if load_config(Path(run)/"config.json").count == "localizer":
-        model = Sail.from_pretrained(run, device)
-        write_json(path, {"n_events": {v: n for ids in _in_chunks(list(_split_videos(Path(data), split, store)), 64, "counts", progress) for v, n in
-                                       zip(ids, model.localizer.count(store.batch(ids, model.config.n_frames, device=device)).tolist())}})
-        return path
-    counter, texts = Sail.from_pretrained(Path(run)/"stage1", device), {}
-    for ids in _in_chunks(list(_split_videos(Path(data), split, store)), 32, "paragraphs", progress):
-        texts.update(zip(ids, counter.captioner.write(store.batch(ids, counter.config.n_frames, device=device), FULL)))
-    write_json(path, {"paragraphs": texts, "n_events": dict(zip(texts, count_events(texts.values(), counter.config.max_captions)))})
+    by = load_config(Path(run)/"config.json").count
+    counter = Sail.from_pretrained(run if by == "localizer" else Path(run)/"stage1", device)
+    counts, paragraphs = {}, {}
+    for ids in _in_chunks(list(_split_videos(Path(data), split, store)), 32, "counts", progress):
+        n, texts = count_frames(counter, store.batch(ids, counter.config.n_frames, device=device), by)
+        counts.update(zip(ids, n)); paragraphs.update(zip(ids, texts))
+    write_json(path, ({"paragraphs": paragraphs} if paragraphs else {}) | {"n_events": counts})
     return path
 
 # %% ../nbs/10_predict.ipynb #3752b290
@@ -236,15 +245,9 @@ def caption_frames(
     import torch
     T, places = model.config.n_frames, [windows(d, window) for _, d in videos]
     x = torch.stack([_window_frames(f, d, p, T) for (f, d), ps in zip(videos, places) for p in ps]).to(next(model.parameters()).device)      # [W,T,D]
-    n = [n_events] * len(x) if n_events else _number(model, counter or model, x)
+    n = [n_events] * len(x) if n_events else count_frames(model if (by := model.config.count) == "localizer" else counter or model, x, by)[0]
     found = iter(predict_events(model, x, [length for ps in places for _, length in ps], n, embed=embed))
     return [merge_windows([next(found) for _ in ps], ps, d) for (_, d), ps in zip(videos, places)]
-
-def _number(model, counter, frames) -> list[int]:
-    "How many events each of the videos [V,T,D] has, by the localizer or by a paragraph of `counter`."
-    from sail_nbdev.captioner import FULL
-    if model.config.count == "localizer": return model.localizer.count(frames).tolist()
-    return count_events([t for part in frames.split(32) for t in counter.captioner.write(part, FULL)], model.config.max_captions)
 
 def _window_frames(frames, duration: float, place: tuple, n_frames: int):
     "The frames [T,D] of one window of a video."

@@ -230,6 +230,7 @@ def test_notebook_was_run(notebook):
         assert "Traceback (most recent call last)" not in text and "Warning:" not in text and "it/s]" not in text, where
         assert cell["outputs"] or not prints(cell), f"no output kept: {where}"
     if notebook != "index.ipynb": assert not code or any(c["outputs"] for c in code), f"{notebook} keeps no output"
+    assert "widgets" not in json.loads((ROOT / "nbs" / notebook).read_text(encoding="utf-8"))["metadata"], f"{notebook} keeps the state of widgets, which need a kernel that runs"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
