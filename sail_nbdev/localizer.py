@@ -123,21 +123,18 @@ Localizer.forward = forward
 # %% ../nbs/04_localizer.ipynb #9f892455
 NEVER = -1e9        # a score that no path takes, and that has a gradient
 
-def _log_add(a, b): return torch.stack((a, b)).logsumexp(0)     # `torch.logaddexp` has no second derivative where one of the two is far below
-
 def lattice(
     enter,              # [B,T,N] score of frame t for being the first of event n
     stay,               # [B,T,N] ... for going on with it
     hard: bool = False, # The best segmentation instead of the sum over all
 ):
     "Total log-weight of the segmentations with exactly n events, for each n = 1..N: [B,N]. Background scores 0."
-    join, (B, _, N) = torch.maximum if hard else _log_add, enter.shape
-    idle, event = enter.new_full((B, N + 1), NEVER), enter.new_full((B, N + 1), NEVER)       # after event n, in event n; event 0 never is
-    idle[:, 0] = 0.
-    for a, b in zip(enter.unbind(1), stay.unbind(1)):
-        inside = join(event[:, 1:] + b, join(idle[:, :-1], event[:, :-1]) + a)
-        idle, event = join(idle, event), F.pad(inside, (1, 0), value=NEVER)
-    return join(idle, event)[:, 1:]
+    join = torch.amax if hard else torch.logsumexp                     # and not `logaddexp`, which has no second derivative where one of the two is far below
+    event = total = torch.full_like(enter[:, 0], NEVER)                 # [B,N]: the last frame is in event n; n events are over or under way
+    for scores in torch.stack((stay, enter)).unbind(2):
+        event = join(torch.stack((event, F.pad(total[:, :-1], (1, 0)))) + scores, 0)       # goes on, or begins after n-1 others; after none at 0
+        total = join(torch.stack((total, event)), 0)
+    return total
 
 # %% ../nbs/04_localizer.ipynb #a179cb50
 def posterior(
