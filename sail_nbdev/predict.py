@@ -245,7 +245,8 @@ def caption_frames(
     import torch
     T, places = model.config.n_frames, [windows(d, window) for _, d in videos]
     x = torch.stack([_window_frames(f, d, p, T) for (f, d), ps in zip(videos, places) for p in ps]).to(next(model.parameters()).device)      # [W,T,D]
-    n = [n_events] * len(x) if n_events else count_frames(model if (by := model.config.count) == "localizer" else counter or model, x, by)[0]
+    by = model.config.count
+    n = [n_events] * len(x) if n_events else count_frames(model if by == "localizer" else counter or model, x, by)[0]
     found = iter(predict_events(model, x, [length for ps in places for _, length in ps], n, embed=embed))
     return [merge_windows([next(found) for _ in ps], ps, d) for (_, d), ps in zip(videos, places)]
 

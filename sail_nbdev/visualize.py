@@ -383,10 +383,11 @@ def findings(
     scores: dict[str, dict],    # Method -> what `evaluate` gave
 ) -> list[str]:
     "What the scores say about SAIL beside the uniform layout and ILCACM, and about SAIL+ beside the uniform layout and SAIL, one sentence each."
-    out = [_versus(scores, "sail", ("uniform", "ilcacm"), column) for column in ("F1", "SODA_c", "CIDEr")]
+    def beside(a, *others): return [_versus(scores, a, others, column) for column in ("F1", "SODA_c", "CIDEr")]
+    out = beside("sail", "uniform", "ilcacm")
     x, y = (score_of(scores.get(n) or {}, "F1") for n in ("sail", "uniform"))
     if x is not None and y is not None and x <= y: out.append("So on this data SAIL's masks do not place events better than a layout that looks at nothing.")
-    return [o for o in (*out, *(_versus(scores, "sail_plus", ("uniform", "sail"), column) for column in ("F1", "SODA_c", "CIDEr"))) if o]
+    return [o for o in (*out, *beside("sail_plus", "uniform", "sail")) if o]
 
 # %% ../nbs/12_visualize.ipynb #f777fe98
 def _figure_uri(ax, form: str = "svg") -> str:

@@ -31,9 +31,10 @@ def step_seconds(preset, pairs):
     "Median seconds of a step of each stage for both methods, taken in turns."
     config, times = Config.preset(preset), {}
     batch = _made_up_batch(config, DEVICE)
-    scripts = [write_script(World(), "train", i) for i in range(300)]
-    if preset == "toy": batch = replace(batch, captions=[[e.caption for e in o.scenes][:len(c)] for c, o in zip(batch.captions, (o for o in scripts if len(o.scenes) > 4))])
-    said = [e.caption for o in scripts for e in o.scenes] if preset == "toy" else [_WORDS] * 2               # a token a word, as GPT-2 has for most of them
+    said = [_WORDS] * 2                             # a token a word, as GPT-2 has for most of them
+    if preset == "toy":                             # captions as long as the world's
+        scripts = [[e.caption for e in write_script(World(), "train", i).scenes] for i in range(300)]
+        batch, said = replace(batch, captions=[o[:len(c)] for c, o in zip(batch.captions, (o for o in scripts if len(o) > 4))]), sum(scripts, [])
     models = {m: Sail(Config.preset(preset, m, pretrained=None, dropout=0.), train_tokenizer(said)).to(DEVICE) for m in ("sail", "sail_plus")}
     for _ in range(pairs + 1):                      # the first warms up
         for stage in (1, 2):
