@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv, functools, importlib.util, io, itertools, math, os, re, shutil, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from .data import common_form, read_records
 
 # %% auto #0
 __all__ = ['METRICS', 'interval_iou', 'precision_recall', 'uniform_predictions', 'find_java', 'tokenize', 'summable',
-           'meteor_score', 'soda_table', 'soda_matching', 'evaluate', 'boundary_error', 'semantic_scores', 'sail_eval',
-           'sail_uniform']
+           'meteor_score', 'soda_table', 'soda_matching', 'evaluate_many', 'evaluate', 'boundary_error',
+           'semantic_scores', 'sail_eval', 'sail_uniform']
 
 # %% ../nbs/11_evaluate.ipynb #704654ed
 def interval_iou(
@@ -637,22 +637,22 @@ class _Job:
     tious: list             # T thresholds
     chosen: set
     verbose: bool
-    tables: dict            # Name of a score -> [T,V]
+    coverage: dict
+    tables: dict = field(default_factory=dict)      # Name of a score -> [T,V]
     soda: np.ndarray | None = None      # [A,V]
     paragraph: dict | None = None
 
 # %% ../nbs/11_evaluate.ipynb #5aea80ab
-def _load(predictions, references, tious, chosen: set, verbose: bool) -> tuple[_Job, dict]:
-    "Read, check and flatten; and the coverage of the predictions."
-    preds, refs, ids = _read_predictions(predictions), [_read_reference(o, i) for i, o in enumerate(_as_list(references))], {}
-    if not refs: raise InputError("references: give at least one annotator")
+def _load(predictions, refs: list, tious, chosen: set, verbose: bool) -> _Job:
+    "Read, check and flatten."
+    preds, ids = _read_predictions(predictions), {}
     known = dict.fromkeys(v for r in refs for v in r)
     videos, unknown = [v for v in known if v in preds], [v for v in preds if v not in known]
     if not videos: raise InputError(f"{_name(predictions, 'predictions')}: none of its {len(preds)} videos (the first is {next(iter(preds))}) is in the references (the first is {next(iter(known))})")
     p = _flatten(preds, videos, ids)
     annotators = [(r, _pair(p, r)) for r in (_flatten(o, videos, ids) for o in refs)]
     coverage = {"videos": len(known), "predicted": len(videos), "share": len(videos) / len(known), "unknown": unknown}
-    return _Job(videos, p, annotators, list(ids), tious, chosen, verbose, {}), coverage
+    return _Job(videos, p, annotators, list(ids), tious, chosen, verbose, coverage)
 
 # %% ../nbs/11_evaluate.ipynb #bb58ca62
 def _run_localization(job: _Job) -> None:
@@ -661,39 +661,74 @@ def _run_localization(job: _Job) -> None:
     job.tables |= {"Recall": r, "Precision": p}
 
 # %% ../nbs/11_evaluate.ipynb #1a5ab97c
-def _retext(job: _Job) -> tuple[list[str], _Segments, list]:
+def _retext(job: _Job, tokens: dict) -> tuple[list[str], _Segments, list]:
     "Distinct tokenised sentences with the nonsense word as the last, and both sides with the new numbers."
     ids = {}
-    new = np.array([ids.setdefault(t, len(ids)) for t in tokenize(job.texts)], int)
+    new = np.array([ids.setdefault(tokens[t], len(ids)) for t in job.texts], int)
     word = "qxzjvkwqxzjv"
     while any(word in t for t in ids): word += "q"
     again = lambda seg: replace(seg, text=new[seg.text])
     return [*ids, word], again(job.preds), [(again(r), pairs) for r, pairs in job.annotators]
 
+# %% ../nbs/11_evaluate.ipynb #85621141
+@dataclass(frozen=True)
+class _Words:
+    "The tokenised sentences of a job, and the pairs of them that are scored, by `_codes`."
+    texts: list             # Distinct sentences, the nonsense word last
+    corpora: list           # `_Corpora` of each threshold
+    code: np.ndarray        # [Q] distinct caption pairs
+    soda: list              # Codes of each annotator's `_Pairs`, roles swapped, as published
+    asked: np.ndarray       # Sorted codes of the pairs that METEOR must score
+
+    def lines(self) -> list[str]:
+        "METEOR's questions."
+        return [_meteor_line([self.texts[r]], self.texts[h]) for r, h in np.stack(np.divmod(self.asked, len(self.texts)), 1).tolist()]
+
+# %% ../nbs/11_evaluate.ipynb #d6043ca3
+def _words(job: _Job, tokens: dict) -> _Words:
+    "What is to be scored, from the tokens of each sentence."
+    texts, preds, annotators = _retext(job, tokens)
+    n = len(texts)
+    corpora = [_corpora(preds, annotators, t, n - 1) for t in job.tious]
+    code = np.unique(np.concatenate([_codes(c.hyp, c.ref, n) for c in corpora]))
+    soda = [_codes(r.text[p.ref], preds.text[p.pred], n) for r, p in annotators]
+    return _Words(texts, corpora, code, soda, _questions(job, code, soda))
+
 # %% ../nbs/11_evaluate.ipynb #5700ba0a
-def _run_captions(job: _Job) -> None:
-    "All scores that need words."
-    n_pairs = sum(int((pairs.iou > 0).sum()) for _, pairs in job.annotators)
-    with _Meteor(n_pairs, job.verbose) if job.chosen & {"METEOR", "SODA_c"} else nullcontext() as meteor:
-        texts, preds, annotators = _retext(job)
-        n, V = len(texts), len(job.videos)
-        corpora = [_corpora(preds, annotators, t, n - 1) for t in job.tious]
-        code = np.unique(np.concatenate([_codes(c.hyp, c.ref, n) for c in corpora]))            # [Q] distinct caption pairs
-        soda = [_codes(r.text[p.ref], preds.text[p.pred], n) for r, p in annotators]            # roles swapped, as published
-        asked = _questions(job, code, soda, annotators)
-        if meteor: meteor.start([_meteor_line([texts[r]], texts[h]) for r, h in np.stack(np.divmod(asked, n), 1).tolist()])
-        if job.chosen & {"CIDEr", "ROUGE_L", "BLEU"}:
-            facts = _pair_facts(texts, code, "ROUGE_L" in job.chosen)
-            _stack(job, [_caption_scores(facts, c, V, job.chosen) for c in corpora])
+def _run_captions(jobs: list[_Job]) -> None:
+    "All scores that need words, of jobs with the same metrics."
+    n_pairs, chosen = sum(int((pairs.iou > 0).sum()) for job in jobs for _, pairs in job.annotators), jobs[0].chosen
+    with _Meteor(n_pairs, jobs[0].verbose) if chosen & {"METEOR", "SODA_c"} else nullcontext() as meteor:
+        texts = list(dict.fromkeys(t for job in jobs for t in job.texts))
+        tokens = dict(zip(texts, tokenize(texts)))
+        words = [_words(job, tokens) for job in jobs]
+        lines = [w.lines() for w in words]
+        row = {line: i for i, line in enumerate(dict.fromkeys(itertools.chain(*lines)))}
+        if meteor: meteor.start(list(row))
+        for job, w in zip(jobs, words): _run_ngrams(job, w)
         stats = meteor.stats() if meteor else None
-    if "METEOR" in job.chosen: _stack(job, [{"METEOR": _video_meteor(stats[np.searchsorted(asked, _codes(c.hyp, c.ref, n))], c.video, V)} for c in corpora])
-    if "SODA_c" in job.chosen: job.soda = np.array([_soda(preds, r, p, _pair_meteor(asked, stats, o)) for o, (r, p) in zip(soda, annotators)])
+    for job, w, own in zip(jobs, words, lines):
+        if meteor: _run_meteor(job, w, stats[[row[line] for line in own]])
+
+# %% ../nbs/11_evaluate.ipynb #741721e2
+def _run_ngrams(job: _Job, w: _Words) -> None:
+    "CIDEr, ROUGE-L and BLEU, as far as chosen."
+    if not job.chosen & {"CIDEr", "ROUGE_L", "BLEU"}: return
+    facts = _pair_facts(w.texts, w.code, "ROUGE_L" in job.chosen)
+    _stack(job, [_caption_scores(facts, c, len(job.videos), job.chosen) for c in w.corpora])
+
+# %% ../nbs/11_evaluate.ipynb #7879a599
+def _run_meteor(job: _Job, w: _Words, stats: np.ndarray) -> None:
+    "METEOR and SODA_c, as far as chosen, from METEOR's counts of the pairs that were asked."
+    n, V = len(w.texts), len(job.videos)
+    if "METEOR" in job.chosen: _stack(job, [{"METEOR": _video_meteor(stats[np.searchsorted(w.asked, _codes(c.hyp, c.ref, n))], c.video, V)} for c in w.corpora])
+    if "SODA_c" in job.chosen: job.soda = np.array([_soda(job.preds, r, p, _pair_meteor(w.asked, stats, o)) for o, (r, p) in zip(w.soda, job.annotators)])
 
 # %% ../nbs/11_evaluate.ipynb #bb004ae2
-def _questions(job: _Job, code: np.ndarray, soda: list, annotators: list) -> np.ndarray:
+def _questions(job: _Job, code: np.ndarray, soda: list) -> np.ndarray:
     "Sorted codes of the pairs that METEOR must score. SODA multiplies by the overlap, so pairs without any are spared."
     ask = [code] if "METEOR" in job.chosen else [code[:0]]
-    if "SODA_c" in job.chosen: ask += [o[p.iou > 0] for o, (_, p) in zip(soda, annotators)]
+    if "SODA_c" in job.chosen: ask += [o[p.iou > 0] for o, (_, p) in zip(soda, job.annotators)]
     return np.unique(np.concatenate(ask))
 
 # %% ../nbs/11_evaluate.ipynb #c2584bff
@@ -736,7 +771,7 @@ def _summary(job: _Job) -> dict:
     if "F1" in by: out["F1_harmonic_of_means"] = float(_f1(out["mean"]["Precision"], out["mean"]["Recall"]))
     if job.soda is not None: out["soda_c"] = float(np.mean([np.nanmean(o) for o in job.soda if not np.isnan(o).all()]))
     if job.paragraph is not None: out["paragraph"] = job.paragraph
-    return out
+    return out | {"coverage": job.coverage}
 
 # %% ../nbs/11_evaluate.ipynb #b1abed83
 def _per_video(job: _Job) -> dict:
@@ -748,6 +783,28 @@ def _per_video(job: _Job) -> dict:
     return {v: {k: table[k][i].item() for k in table} for i, v in enumerate(job.videos)}
 
 # %% ../nbs/11_evaluate.ipynb #1e74f5e5
+def evaluate_many(
+    predictions: dict,              # Name -> a file or dict, as in `evaluate`
+    references,                     # As in `evaluate`, the same for all
+    tious=(.3, .5, .7, .9),         # Thresholds of the temporal IoU, in [0,1]
+    metrics=None,                   # Some of `METRICS`; `None` for all but "paragraph"
+    verbose: bool = False,          # Show the progress of METEOR
+    per_video: bool = False,        # Add the scores of each video
+) -> dict[str, dict]:               # Name -> what `evaluate` gives
+    "The scores of several methods, sooner than one after the other: METEOR's program starts once. Errors as in `evaluate`."
+    tious, chosen = _check_tious(tious), _choose(metrics)
+    refs = [_read_reference(o, i) for i, o in enumerate(_as_list(references))]
+    if not refs: raise InputError("references: give at least one annotator")
+    jobs = {name: _load(p, refs, tious, chosen, verbose) for name, p in predictions.items()}
+    words, more = [m for m in METRICS if m in chosen and m != "localization"], {}
+    if words and find_java() is None: words, more = [], {"missing": {"metrics": words, "reason": _NO_JAVA}}
+    if jobs and set(words) - {"paragraph"}: _run_captions(list(jobs.values()))
+    for job in jobs.values():
+        if "localization" in chosen: _run_localization(job)
+        if "paragraph" in words: _run_paragraphs(job)
+    return {name: _summary(job) | more | ({"per_video": _per_video(job)} if per_video else {}) for name, job in jobs.items()}
+
+# %% ../nbs/11_evaluate.ipynb #d581c67d
 def evaluate(
     predictions,                    # A file or dict: {"results": {video: [{"sentence", "timestamp"}, ...]}}, or without "results"
     references,                     # A file or dict of one annotator: {video: {"duration", "timestamps", "sentences"}}; or a list of several
@@ -758,17 +815,7 @@ def evaluate(
 ) -> dict:
     """All scores in [0,1] (CIDEr in [0,10]): `per_tiou`, `mean`, `F1_harmonic_of_means`, `soda_c`, `paragraph`, and `coverage`, as far as chosen;
     `per_video` if asked for. Captions need Java: without it their scores are left out and `missing` names them and the reason. An `InputError` for wrong input."""
-    job, coverage = _load(predictions, references, _check_tious(tious), _choose(metrics), verbose)
-    if "localization" in job.chosen: _run_localization(job)
-    words, missing = [m for m in METRICS if m in job.chosen and m != "localization"], None
-    if words and find_java() is None: missing = {"metrics": words, "reason": _NO_JAVA}
-    elif words:
-        if set(words) - {"paragraph"}: _run_captions(job)
-        if "paragraph" in words: _run_paragraphs(job)
-    out = _summary(job) | {"coverage": coverage}
-    if missing: out["missing"] = missing
-    if per_video: out["per_video"] = _per_video(job)
-    return out
+    return evaluate_many({"": predictions}, references, tious, metrics, verbose, per_video)[""]
 
 # %% ../nbs/11_evaluate.ipynb #5581723f
 def _alignment(sides: dict, seconds: dict, features, embed, n_frames: int) -> dict[str, float]:

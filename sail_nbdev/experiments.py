@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import csv, functools, io, json, os, re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from fastcore.script import Param
 
 from .core import COLORS, Config, InputError, atomic_path, command, pick_device, plot_style, read_json, writable_dir, write_json, write_text
-from .evaluate import evaluate
+from .evaluate import evaluate_many
 from .visualize import SCORES, make_report, markdown_table, score_of, score_table
 
 # %% auto #0
@@ -64,11 +63,11 @@ def compare(
 
 # %% ../nbs/14_experiments.ipynb #54ecef32
 def _score_all(names: list[str], truth: list[Path], out: Path) -> dict[str, dict]:
-    "scores/NAME.json from predictions/NAME.json, several at a time: METEOR's program spends seconds on its start."
-    def one(name):
-        predictions = out/"predictions"/f"{name}.json"
-        return _kept(out/"scores"/f"{name}.json", lambda: evaluate(predictions, truth), predictions, *truth)
-    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool: return dict(zip(names, pool.map(one, names)))
+    "scores/NAME.json from predictions/NAME.json; those that are not there yet are scored together."
+    made = {n: out/"scores"/f"{n}.json" for n in names}
+    new = {n: p for n in names if not _newer(made[n], p := out/"predictions"/f"{n}.json", *truth)}
+    for n, scores in evaluate_many(new, truth).items(): write_json(made[n], scores)
+    return {n: read_json(p) for n, p in made.items()}
 
 # %% ../nbs/14_experiments.ipynb #d5a8fe26
 def prepare_world(
@@ -122,7 +121,7 @@ def run_demo(
     say(f"1/3 the world: {out/'world'}")
     backend = TransformersBackend(str(small_model()), device) if llm else RulesBackend()
     say(f"    captions between events by {backend.about['model']}")
-    data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 40 if fast else 200, device, progress, backend)
+    data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 20 if fast else 200, device, progress, backend)
     say(f"2/3 four methods: {out/'runs'}")
     scores = compare(demo_configs(seed, fast), data, out, device, progress)
     say(f"3/3 the report: {make_report(out, out/'report.html')}")

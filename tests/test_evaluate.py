@@ -15,7 +15,7 @@ import pytest
 
 from sail_nbdev import evaluate as module
 from sail_nbdev.core import InputError, read_json, write_json
-from sail_nbdev.evaluate import boundary_error, evaluate, find_java, interval_iou, sail_eval, soda_matching, soda_table, uniform_predictions
+from sail_nbdev.evaluate import boundary_error, evaluate, evaluate_many, find_java, interval_iou, sail_eval, soda_matching, soda_table, uniform_predictions
 
 DATA = Path(__file__).resolve().parents[2]/"shared"/"data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the reference cases are not beside the checkout")
@@ -205,6 +205,17 @@ def test_several_evaluations_at_once():
     jobs = [made_up(rng, 6) for _ in range(2)]
     alone = [evaluate(p, r) for p, r in jobs]
     with ThreadPoolExecutor(2) as pool: assert list(pool.map(lambda j: evaluate(*j), jobs)) == alone
+
+
+@needs_java
+def test_many_methods_share_one_program_and_score_as_they_do_alone(monkeypatch):
+    rng = random.Random(5)
+    first, annotators = made_up(rng, 8)
+    many = {"first": first, "others": made_up(rng, 8)[0], "silent": {v: [] for v in first}, "the layout": uniform_predictions(annotators, 3)}
+    alone, starts, real = {k: evaluate(p, annotators, per_video=True) for k, p in many.items()}, [], module._Meteor.__enter__
+    monkeypatch.setattr(module._Meteor, "__enter__", lambda self: (starts.append(self.n), real(self))[1])
+    assert evaluate_many(many, annotators, per_video=True) == alone and starts == [1]
+    assert evaluate_many({}, annotators) == {}
 
 
 # -- the command and its files
