@@ -121,7 +121,7 @@ def run_demo(
     say(f"1/3 the world: {out/'world'}")
     backend = TransformersBackend(str(small_model()), device) if llm else RulesBackend()
     say(f"    captions between events by {backend.about['model']}")
-    data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 20 if fast else 200, device, progress, backend)
+    data = prepare_world(World.fast(seed=seed) if fast else World(seed=seed), out/"world", 40 if fast else 200, device, progress, backend)
     say(f"2/3 four methods: {out/'runs'}")
     scores = compare(demo_configs(seed, fast), data, out, device, progress)
     say(f"3/3 the report: {make_report(out, out/'report.html')}")
