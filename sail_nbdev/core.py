@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #134e10a8
 from __future__ import annotations
 
-import dataclasses, functools, json, math, os, random, secrets, shutil, sys, tempfile, zlib
+import dataclasses, functools, json, math, os, random, secrets, shutil, signal, sys, tempfile, threading, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +55,35 @@ class Video:
 class InputError(ValueError):
     "Something the user gave is wrong. The message is one sentence naming file, field and value."
 
+# %% ../nbs/00_core.ipynb #1a0173a1
+@contextmanager
+def _hear_interrupts():
+    "Yields a list that is empty until Ctrl-C."
+    heard, before = [], signal.getsignal(signal.SIGINT)
+    def note(*args):
+        heard.append(args)
+        before(*args)
+    ours = callable(before) and threading.current_thread() is threading.main_thread()
+    if ours: signal.signal(signal.SIGINT, note)
+    try: yield heard
+    finally:
+        if ours: signal.signal(signal.SIGINT, before)
+
 # %% ../nbs/00_core.ipynb #24855e2f
+_INTERRUPTED = "interrupted; finished steps are kept, run it again to go on"
+
 def command(func):
     "Make `func` a console command: options from its signature, `InputError` as one line with exit code 2, Ctrl-C as 130."
     @functools.wraps(func)
     def _run(*args, **kwargs):
-        try: return func(*args, **kwargs)
-        except InputError as e:
-            print(f"{func.__name__}: {e}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print(f"{func.__name__}: interrupted; finished steps are kept, run it again to go on", file=sys.stderr)
-            sys.exit(130)
+        with _hear_interrupts() as heard:
+            try: return func(*args, **kwargs)
+            except KeyboardInterrupt: said, code = _INTERRUPTED, 130
+            except Exception as e:
+                if not heard and not isinstance(e, InputError): raise
+                said, code = (_INTERRUPTED, 130) if heard else (str(e), 2)
+        print(f"{func.__name__}: {said}", file=sys.stderr)
+        sys.exit(code)
     return call_parse(_run)
 
 # %% ../nbs/00_core.ipynb #26f38899
