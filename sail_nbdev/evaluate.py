@@ -707,8 +707,8 @@ def _run_captions(jobs: list[_Job]) -> None:
         if meteor: meteor.start(list(row))
         for job, w in zip(jobs, words): _run_ngrams(job, w)
         stats = meteor.stats() if meteor else None
-    for job, w, own in zip(jobs, words, lines):
-        if meteor: _run_meteor(job, w, stats[[row[line] for line in own]])
+    if meteor:
+        for job, w, own in zip(jobs, words, lines): _run_meteor(job, w, stats[[row[line] for line in own]])
 
 # %% ../nbs/11_evaluate.ipynb #741721e2
 def _run_ngrams(job: _Job, w: _Words) -> None:

@@ -63,10 +63,11 @@ def compare(
 
 # %% ../nbs/14_experiments.ipynb #54ecef32
 def _score_all(names: list[str], truth: list[Path], out: Path) -> dict[str, dict]:
-    "scores/NAME.json from predictions/NAME.json; those that are not there yet are scored together."
+    "scores/NAME.json from predictions/NAME.json; those that are new are scored together."
     made = {n: out/"scores"/f"{n}.json" for n in names}
     new = {n: p for n in names if not _newer(made[n], p := out/"predictions"/f"{n}.json", *truth)}
-    for n, scores in evaluate_many(new, truth).items(): write_json(made[n], scores)
+    if new:
+        for n, scores in evaluate_many(new, truth).items(): write_json(made[n], scores)
     return {n: read_json(p) for n, p in made.items()}
 
 # %% ../nbs/14_experiments.ipynb #d5a8fe26
