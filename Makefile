@@ -1,7 +1,7 @@
 # Every target sets up what it needs in a virtual environment of its own; a second call is quick.
 # Variables: PYTHON (the Python that makes the environment), VENV (where it goes), JOBS (processes for tests and docs).
 PYTHON ?= python3
-VENV   ?= .venv
+VENV   ?= $(if $(filter test-newest,$(MAKECMDGOALS)),.venv-newest,.venv)
 JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 BIN  := $(VENV)/bin
@@ -9,12 +9,14 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c cons
 META := settings.ini setup.py constraints.txt
 # One thread a process, because tests run JOBS processes; nothing is fetched from a model hub; the quick start makes a small demo.
 TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS=ignore SAIL_FAST=1
+# What newer versions of others break first: reading videos, reading data, training.
+NEWEST := tests/test_features.py tests/test_data.py tests/test_train.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench docs readme export wheel clean distclean
+.PHONY: help install demo test test-newest bench docs readme export wheel clean distclean
 
 help:       ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +40,11 @@ demo: $(VENV)/.sail  ## make a small world of videos, train on it, score it: dem
 test: $(VENV)/.sail-dev   ## run every notebook, then the tests in tests/
 	$(TESTENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers $(JOBS) --do_print --timing
 	$(TESTENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
+
+test-newest: $(META) | $(BIN)/python  ## the quick tests with the newest versions that settings.ini allows, in .venv-newest
+	@echo "installing the newest versions into $(VENV) (a minute or two the first time)"
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(TESTENV) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NEWEST) $(PYTEST)
 
 bench: $(VENV)/.sail-dev  ## time the fast paths against the plain ones
 	@for f in tests/bench_*.py; do if [ -e "$$f" ]; then echo "== $$f"; $(BIN)/python "$$f" || exit 1; fi; done

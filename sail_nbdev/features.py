@@ -30,8 +30,9 @@ def _open(path: Path):
     if path.is_dir(): raise InputError(f"{path}: is a folder, not a video")
     if not path.exists(): raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0: raise InputError(f"{path}: is empty (0 bytes)")
+    lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}     # from 19 on by itself
     try:
-        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **lenient)
     except (av.FFmpegError, OSError, ValueError) as e:
         raise InputError(f"{path}: not a video, or cut off so early that it cannot be opened ({getattr(e, 'strerror', None) or e})") from None
     try: return container, _video_stream(container, path)

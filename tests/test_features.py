@@ -134,6 +134,30 @@ def test_a_link_in_a_name_is_a_name(tmp_path):
         finally: os.chdir(here)
 
 
+def test_a_title_in_another_encoding(tmp_path):
+    "Latin-1 where UTF-8 belongs."
+    import av
+    path = tmp_path/"title.mkv"
+    with av.open(str(path), "w") as c:
+        c.metadata["title"] = "A CAFE"
+        s = c.add_stream("libx264", rate=10); s.height, s.width, s.pix_fmt = 32, 48, "yuv420p"
+        for f in grey(12): c.mux(s.encode(av.VideoFrame.from_ndarray(f)))
+        c.mux(s.encode())
+    assert b"A CAFE" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"A CAFE", "A CAFÉ".encode("latin-1")))
+    assert number(decode_video(path)[0]) == [0, 10]
+
+
+def test_the_parameters_of_newer_pyav(tmp_path, monkeypatch):
+    "PyAV 19 has no `metadata_errors`."
+    import av
+    path, real = write_clip(tmp_path/"a.mp4", grey(12)), av.open
+    def newer(file, mode=None, format=None, options=None, container_options=None, buffer_size=32768, timeout=None, io_open=None, hwaccel=None):
+        return real(file, mode, options=options)
+    monkeypatch.setattr(av, "open", newer); monkeypatch.setattr(av, "__version__", "19.0.2")
+    assert number(decode_video(path)[0]) == [0, 10]
+
+
 def test_streaming_holds_one_frame(tmp_path):
     "A minute of 25 frames a second walked at 25 fps: memory grows by less than a tenth of the frames' bytes."
     path = write_clip(tmp_path/"long.mp4", np.zeros((1, 360, 640, 3), np.uint8).repeat(500, 0), rate=25)

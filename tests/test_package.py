@@ -112,7 +112,7 @@ def test_constraints_fit_the_ranges():
         for pin in pins:
             version = next(iter(pin.specifier)).version
             assert version in wanted[name].specifier, f"{pin} is outside {wanted[name]}"
-        for python in ("3.10", "3.11", "3.12", "3.13"):
+        for python in ("3.10", "3.11", "3.12", "3.13", "3.14"):
             fits = [p for p in pins if (p.marker or Marker("python_version > '3'")).evaluate({"python_version": python})]
             assert len(fits) == 1 or (not fits and wanted[name].marker), f"{len(fits)} pins of {name} for Python {python}"
 
