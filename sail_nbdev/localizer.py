@@ -48,7 +48,8 @@ def _scatter(frames):
     sums = F.pad(x.cumsum(1), (0, 0, 1, 0))                                                     # [B,T+1,D]
     sq, i = sums.square().sum(-1), torch.arange(sums.shape[1], device=x.device)
     length = i[None] - i[:, None]
-    norms = sq[:, None] + sq[:, :, None] - 2 * sums @ sums.mT                                   # |S_j - S_i|^2
+    with torch.autocast(x.device.type, enabled=False): products = sums @ sums.mT                # bf16 would move most events
+    norms = sq[:, None] + sq[:, :, None] - 2 * products                                         # |S_j - S_i|^2
     energy = F.pad(x.square().sum(-1).cumsum(1), (1, 0))                                        # frames of length 1, or black ones of length 0
     return (energy[:, None] - energy[:, :, None] - norms / length.clamp_min(1)).masked_fill(length < 1, torch.inf)
 
