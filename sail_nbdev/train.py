@@ -115,6 +115,13 @@ def _batches_per_update(config: Config, acc) -> int:
     "`accumulate`, rounded up so that every process has the same number of them."
     return math.ceil(config.accumulate / acc.num_processes) * acc.num_processes
 
+def _share(group: list, acc) -> list[tuple]:
+    """This process's batches of an update, each with what its loss is divided by. All processes have as many:
+    the first batch of all fills up, divided by infinity. If it is not finite, the update is left out anyway."""
+    P, n = acc.num_processes, len(group)
+    places = range(acc.process_index, math.ceil(n / P) * P, P)
+    return [(group[i], n / P) if i < n else (group[0], math.inf) for i in places]
+
 # %% ../nbs/09_train.ipynb #3f62bbf2
 def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=None, progress: bool = True):
     """The rest of an epoch, from `at` (stage, epoch, updates of it done, step, bad updates in a row) on. `log` gets a row for each update, `save(at)` is called after each.
@@ -124,9 +131,9 @@ def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=Non
     model.train()
     order, n = batches(data, c.batch_size, derive_seed(c.seed, "order", stage, epoch)), _batches_per_update(c, acc)
     groups = [order[i:i + n] for i in range(0, len(order), n)]
-    groups = [g[acc.process_index::acc.num_processes] or g[:1] for g in groups]                  # this process's share
+    groups = [_share(g, acc) for g in groups]
     todo = groups[at["update"]:]
-    feed = data.stream([index for g in todo for _ in _updates(c, stage) for index in g])
+    feed = data.stream([index for g in todo for _ in _updates(c, stage) for index, _ in g])
     epochs = {1: c.epochs_stage1, 2: c.epochs_stage2}[stage]
     bar = tqdm(todo, desc=f"stage {stage} of 2, epoch {epoch + 1} of {epochs}", total=len(groups) * epochs, initial=len(groups) * epoch + at["update"], leave=False, disable=not (progress and acc.is_main_process))
     for group in bar:
@@ -134,7 +141,7 @@ def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=Non
         for k, terms in enumerate(_updates(c, stage)):
             set_seed(derive_seed(c.seed, "update", at["step"], k, acc.process_index))
             row = _update(acc, model, optimizer, feed, group, c, stage, terms)
-            at = {**at, "bad": [*at["bad"], [data.ids[i] for index in group for i in index]] if "skipped" in row else []}      # in a row, the last ones
+            at = {**at, "bad": [*at["bad"], [data.ids[i] for index, _ in group for i in index]] if "skipped" in row else []}      # in a row, the last ones
             if len(at["bad"]) == 10: raise _BadBatches(at["bad"])
         log(dict(stage=stage, epoch=epoch, step=at["step"], lr=optimizer.param_groups[0]["lr"], **row))
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items()}, refresh=False)
@@ -148,12 +155,13 @@ class _BadBatches(FloatingPointError):
     def __init__(self, ids): super().__init__(f"{len(ids)} updates in a row had a loss or a gradient that is not finite; the run stops"); self.ids = ids
 
 def _update(acc, model, optimizer, feed, group, config, stage, terms) -> dict:
-    "One optimizer step on the mean loss of the next batches of `feed`, those of `group`; returns the mean of each loss term. What is not finite is left out, in all processes."
+    """One optimizer step on the mean loss of the next batches of `feed`, those of `group`, and of other processes' shares;
+    returns the mean of each loss term. What is not finite is left out, in all processes."""
     sums = {}
-    for _, batch in zip(group, feed):
+    for (_, parts), batch in zip(group, feed):
         with acc.autocast(): out = model(batch, stage=stage, terms=terms)
-        acc.backward(out["total"] / len(group))
-        for k, v in out.items(): sums[k] = sums.get(k, 0.) + v.detach() / len(group)
+        acc.backward(out["total"] / parts)
+        for k, v in out.items(): sums[k] = sums.get(k, 0.) + (v.detach() / parts if parts < math.inf else v.new_zeros(()))
     sums = acc.reduce(sums, "mean") if acc.num_processes > 1 else sums
     norm = acc.clip_grad_norm_(model.parameters(), config.clip_norm)
     ok = sums["total"].isfinite() and (config.precision == "fp16" or norm.isfinite())             # fp16: its scaler looks at the gradients

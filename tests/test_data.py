@@ -70,9 +70,9 @@ def test_wrong_annotations_are_one_sentence(tmp_path, text, says):
 
 # -- training and time stamps
 
-def data_folder(folder, stamps):
-    "Six videos with features, captions, their embeddings and gap captions; `stamps(n)` is what the annotation file says of time."
-    rng, n = np.random.default_rng(0), {f"v{i}": 2 + i % 2 for i in range(6)}
+def data_folder(folder, stamps, videos=6):
+    "`videos` videos with features, captions, their embeddings and gap captions; `stamps(n)` is what the annotation file says of time."
+    rng, n = np.random.default_rng(0), {f"v{i}": 2 + i % 2 for i in range(videos)}
     write_json(folder/"annotations"/"train.json", {v: {"duration": 20., "timestamps": stamps(k), "sentences": ["A ball rolls.", "It stops.", "It rolls again."][:k]} for v, k in n.items()})
     write_json(folder/"synthetic.json", {v: ["Then."] * (k - 1) for v, k in n.items()})
     for name, rows in (("features", lambda k: 9), ("text", lambda k: k), ("synthetic_text", lambda k: k - 1)):

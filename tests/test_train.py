@@ -173,21 +173,52 @@ def test_ten_in_a_row_stop_the_run(tmp_path, data, monkeypatch, alone):
 
 # -- several processes
 
-def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
-    "gloo on a CPU, dropout off: two batches an update, in one process or one in each of two."
-    config = Config.preset("toy", **{**TINY, "batch_size": 1, "accumulate": 2}, dropout=0.)
+GO = """
+import sys; from sail_nbdev.core import load_config; from sail_nbdev.train import train
+train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], device="cpu", progress=False)
+"""
+
+
+def in_two_processes(tmp_path, config, data, out):
+    "Train over gloo on a CPU."
     save_config(config, tmp_path/"c.json")
-    train(config, data, tmp_path/"one", device="cpu", progress=False)
-    code = "import sys; from sail_nbdev.core import load_config; from sail_nbdev.train import train; train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], device='cpu', progress=False)"
-    (tmp_path/"go.py").write_text(code)
-    r = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path/"go.py"), str(tmp_path/"c.json"), str(data), str(tmp_path/"two")], capture_output=True, text=True)
+    (tmp_path/"go.py").write_text(GO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    r = subprocess.run([*launch, str(tmp_path/"go.py"), str(tmp_path/"c.json"), str(data), str(out)], capture_output=True, text=True, timeout=180)
     assert r.returncode == 0, r.stderr[-3000:]
-    one, two = log(tmp_path/"one"), log(tmp_path/"two")
-    assert len(one) == len(two) == UPDATES
-    for a, b in zip(one, two):
-        for k in a: assert a[k] == pytest.approx(b[k], abs=1e-5), (k, a, b)
-    x, y = (load_file(tmp_path/o/"model.safetensors") for o in ("one", "two"))
-    assert max((x[k] - y[k]).abs().max().item() for k in x) < 1e-5
+
+
+def same_to_rounding(a, b, updates):
+    assert len(log(a)) == len(log(b)) == updates
+    for x, y in zip(log(a), log(b)):
+        for k in x: assert x[k] == pytest.approx(y[k], abs=1e-5), (k, x, y)
+    x, y = (load_file(o/"model.safetensors") for o in (a, b))
+    assert max(difference(k, x[k], y[k]) for k in x) < 1e-5
+
+
+def difference(name, x, y):
+    "The greatest, without the biases of keys: softmax does not see them, and Adam makes steps of their rounding."
+    d = (x - y).abs()
+    if name.endswith(("in_proj_bias", "c_attn.bias")): d = torch.cat([d.chunk(3)[0], d.chunk(3)[2]])
+    return d.max().item()
+
+
+def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
+    "Dropout off: two batches an update, in one process or one in each of two."
+    config = Config.preset("toy", **{**TINY, "batch_size": 1, "accumulate": 2}, dropout=0.)
+    train(config, data, tmp_path/"one", device="cpu", progress=False)
+    in_two_processes(tmp_path, config, data, tmp_path/"two")
+    same_to_rounding(tmp_path/"one", tmp_path/"two", UPDATES)
+
+
+@pytest.mark.parametrize("update", ["joint", "alternate"])
+def test_batches_that_do_not_divide(tmp_path, update):
+    "Eleven batches, four an update: of the last three one process takes two and the other one."
+    eleven = data_folder(tmp_path/"data", lambda n: None, videos=11)
+    config = Config.preset("toy", **{**TINY, "batch_size": 1, "accumulate": 4}, dropout=0., update=update)
+    train(config, eleven, tmp_path/"one", device="cpu", progress=False)
+    in_two_processes(tmp_path, config, eleven, tmp_path/"two")
+    same_to_rounding(tmp_path/"one", tmp_path/"two", 3 * 4)
 
 
 def test_accelerate_launches_the_command(tmp_path, data):
