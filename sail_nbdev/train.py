@@ -329,10 +329,20 @@ def _write_start(config: Config, out: Path, data: Path | None, stage1) -> None:
     save_config(config, out/"config.json")
 
 # %% ../nbs/09_train.ipynb #b24fa2ac
+def _whole_lines(path: Path) -> list[tuple[str, dict]]:
+    "Lines of a log, each with its row. A torn last line, as a full disk leaves it, is cut with a warning."
+    rows, lines = [], [line for line in enumerate(path.read_bytes().split(b"\n"), 1) if line[1].strip()]
+    for i, line in lines:
+        try: rows.append((line.decode(), json.loads(line)))
+        except ValueError:
+            if i != lines[-1][0]: raise InputError(f"{path}: line {i} is not JSON") from None
+            warnings.warn(f"{path}: the last line is torn and was cut", stacklevel=2)
+    return rows
+
 def _open_log(path: Path, step: int):
     "A function that appends rows to `path`, after dropping those of updates that a resumed run makes again."
-    old = [l for l in path.read_text().splitlines() if json.loads(l)["step"] < step] if path.exists() else []
-    write_text(path, "".join(l + "\n" for l in old))
+    old = [line for line, row in _whole_lines(path) if row["step"] < step] if path.exists() else []
+    write_text(path, "".join(line + "\n" for line in old))
     def log(row):
         with path.open("a") as f: f.write(json.dumps(row) + "\n")
     return log

@@ -120,6 +120,24 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
     same_run(alone, tmp_path/"run")
 
 
+def test_a_torn_last_line_of_the_log_is_cut(tmp_path, data, alone):
+    out = tmp_path/"run"
+    interrupted(data, out, 4)
+    with (out/"log.jsonl").open("a") as f: f.write('{"stage": 1, "epo')
+    with pytest.warns(UserWarning, match="log.jsonl: the last line is torn and was cut"):
+        train(Config.preset("toy", **TINY), data, out, resume=True, device="cpu", progress=False)
+    same_run(alone, out)                                            # also the curves at the end read the log
+
+
+def test_a_torn_line_in_the_middle_of_the_log_is_named(tmp_path, data):
+    out = tmp_path/"run"
+    interrupted(data, out, 4)
+    lines = (out/"log.jsonl").read_text().splitlines()
+    (out/"log.jsonl").write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]) + "\n")
+    with pytest.raises(InputError, match="log.jsonl: line 2 is not JSON"):
+        train(Config.preset("toy", **TINY), data, out, resume=True, device="cpu", progress=False)
+
+
 def test_stages_one_after_the_other(tmp_path, data, alone):
     command = [str(Path(sys.executable).parent/"sail_train"), "toy", "--data", str(data), "--out", str(tmp_path/"run"), "--device", "cpu", "--override", *(f"{k}={v}" for k, v in TINY.items())]
     assert subprocess.run([*command, "--stage", "1"], capture_output=True).returncode == 0
