@@ -141,7 +141,8 @@ def train_epoch(acc, model, optimizer, data, at: dict, total: int, log, save=Non
         for k, terms in enumerate(_updates(c, stage)):
             set_seed(derive_seed(c.seed, "update", at["step"], k, acc.process_index))
             row = _update(acc, model, optimizer, feed, group, c, stage, terms)
-            at = {**at, "bad": [*at["bad"], [data.ids[i] for index, _ in group for i in index]] if "skipped" in row else []}      # in a row, the last ones
+            ids = [data.ids[i] for index, _ in group for i in index]
+            at = {**at, "bad": [*at["bad"], ids] if "skipped" in row else []}                   # in a row, the last ones
             if len(at["bad"]) == 10: raise _BadBatches(at["bad"])
         log(dict(stage=stage, epoch=epoch, step=at["step"], lr=optimizer.param_groups[0]["lr"], **row))
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items()}, refresh=False)
@@ -155,13 +156,14 @@ class _BadBatches(FloatingPointError):
     def __init__(self, ids): super().__init__(f"{len(ids)} updates in a row had a loss or a gradient that is not finite; the run stops"); self.ids = ids
 
 def _update(acc, model, optimizer, feed, group, config, stage, terms) -> dict:
-    """One optimizer step on the mean loss of the next batches of `feed`, those of `group`, and of other processes' shares;
-    returns the mean of each loss term. What is not finite is left out, in all processes."""
+    """One optimizer step on the mean loss of the next batches of `feed`, those of `group`, and of other
+    processes' shares; returns the mean of each loss term. What is not finite is left out, in all processes."""
     sums = {}
     for (_, parts), batch in zip(group, feed):
         with acc.autocast(): out = model(batch, stage=stage, terms=terms)
         acc.backward(out["total"] / parts)
-        for k, v in out.items(): sums[k] = sums.get(k, 0.) + (v.detach() / parts if parts < math.inf else v.new_zeros(()))
+        for k, v in out.items():
+            sums[k] = sums.get(k, 0.) + (v.detach() / parts if parts < math.inf else v.new_zeros(()))
     sums = acc.reduce(sums, "mean") if acc.num_processes > 1 else sums
     norm = acc.clip_grad_norm_(model.parameters(), config.clip_norm)
     ok = sums["total"].isfinite() and (config.precision == "fp16" or norm.isfinite())             # fp16: its scaler looks at the gradients

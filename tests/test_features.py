@@ -152,7 +152,7 @@ def test_the_parameters_of_newer_pyav(tmp_path, monkeypatch):
     "PyAV 19 has no `metadata_errors`."
     import av
     path, real = write_clip(tmp_path/"a.mp4", grey(12)), av.open
-    def newer(file, mode=None, format=None, options=None, container_options=None, buffer_size=32768, timeout=None, io_open=None, hwaccel=None):
+    def newer(file, mode=None, format=None, options=None, container_options=None, timeout=None, io_open=None):
         return real(file, mode, options=options)
     monkeypatch.setattr(av, "open", newer); monkeypatch.setattr(av, "__version__", "19.0.2")
     assert number(decode_video(path)[0]) == [0, 10]

@@ -202,7 +202,8 @@ def in_two_processes(tmp_path, config, data, out):
     save_config(config, tmp_path/"c.json")
     (tmp_path/"go.py").write_text(GO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    r = subprocess.run([*launch, str(tmp_path/"go.py"), str(tmp_path/"c.json"), str(data), str(out)], capture_output=True, text=True, timeout=180)
+    command = [*launch, *map(str, (tmp_path/"go.py", tmp_path/"c.json", data, out))]
+    r = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert r.returncode == 0, r.stderr[-3000:]
 
 
