@@ -36,6 +36,7 @@ setup(
     ],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
+    package_data={cfg["lib_name"]: ["assets/*"]},
     include_package_data=True,
     install_requires=words("requirements"),
     extras_require={name: words(f"{name}_requirements") for name in ("dev", "llm", "scale", "gpu")},

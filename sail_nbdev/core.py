@@ -69,7 +69,7 @@ class Video:
             raise InputError(f"video {self.id}: its time stamps were not read (training never sees them)")
         return [Event(start, end, c) for (start, end), c in zip(self.intervals, self.captions)]
 
-# %% ../nbs/00_core.ipynb #1fa1e327
+# %% ../nbs/00_core.ipynb #a95ee5a0
 def tiou(
     a,              # [N,2] intervals in seconds
     b,              # [M,2] intervals in seconds
@@ -81,33 +81,34 @@ def tiou(
     ends = np.minimum(a[..., 1], b[..., 1])
     both = (ends - starts).clip(0)                                              # [N,M]
     either = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - both
-    return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
+    shares = np.zeros_like(both)
+    np.divide(both, either, out=shares, where=either > 0)
+    return shares
 
 # %% ../nbs/00_core.ipynb #5d649c11
 COLORS = dict(truth="#2a9d5c", uniform="#8a8f98", ilcacm="#e08a1e", sail="#3b7dd8", sail_plus="#b04fc4")
 _INK = "#808488"        # readable on white and on black
 
-# %% ../nbs/00_core.ipynb #cf85a7d3
+# %% ../nbs/00_core.ipynb #60e4cb5a
 def plot_style() -> None:
     "Set matplotlib to the look of the book: transparent ground and mid-grey ink."
     import matplotlib as mpl            # here, because commands that draw nothing start faster without it
     grounds = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     inks = ("text.color", "axes.labelcolor", "axes.titlecolor",
             "axes.edgecolor", "xtick.color", "ytick.color")
-    mpl.rcParams.update(dict.fromkeys(grounds, "none"))
-    mpl.rcParams.update(dict.fromkeys(inks, _INK))
-    mpl.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True, "font.size": 10,
+    look: dict = {**dict.fromkeys(grounds, "none"), **dict.fromkeys(inks, _INK)}
+    mpl.rcParams.update({**look, "figure.dpi": 80, "figure.constrained_layout.use": True, "font.size": 10,
                          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-# %% ../nbs/00_core.ipynb #23e4b6cb
+# %% ../nbs/00_core.ipynb #d53ab6ba
 @contextmanager
 def _note_interrupts():
     "Yields a list that is empty until Ctrl-C."
-    interrupts = []
+    interrupts: list = []
     before = signal.getsignal(signal.SIGINT)
     def note(*args):
         interrupts.append(args)
-        before(*args)
+        if callable(before): before(*args)
     possible = callable(before) and threading.current_thread() is threading.main_thread()
     if possible: signal.signal(signal.SIGINT, note)
     try: yield interrupts
