@@ -164,9 +164,9 @@ class Config(Group):
             if not holds: raise ValueError(sentence)
         return self
 
-# %% ../nbs/01_config.ipynb #f57c417a
+# %% ../nbs/01_config.ipynb #b027c5c3
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    "Groups of settings as dotted names: `{"train": {"lr": 1}}` as `{"train.lr": 1}`."
+    "Settings in groups as settings with dotted names."
     rows: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict): rows |= {f"{name}.{key}": v for key, v in value.items()}
