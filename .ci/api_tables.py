@@ -17,9 +17,10 @@ MANY = 12  # parameters; beyond these the call is shortened and the table tells
 
 @lru_cache
 def exported(name):
-    "The object called `name` as the package has it: nbdev runs exported cells in a shell, where a class has no source."
+    "The object `name` as the package has it: nbdev runs cells in a shell, where a class has no source."
     for path in sorted(PACKAGE.glob("[!_]*.py")):
-        if not re.search(rf"^(class|def) {name.split('.')[0]}\b", path.read_text(encoding="utf-8"), re.M): continue
+        head = rf"^(class|def) {name.split('.')[0]}\b"
+        if not re.search(head, path.read_text(encoding="utf-8"), re.M): continue
         try: return attrgetter(name)(importlib.import_module(f"{PACKAGE.name}.{path.stem}"))
         except AttributeError: continue
     return None
@@ -40,22 +41,26 @@ def value(default):
 def call(name, params):
     "One call of `name`, with defaults, broken into lines where it is long."
     star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    words = [star.get(p.kind, "") + p.name + ("" if p.default is p.empty else f"={value(p.default)}") for p in params]
+    defaults = ["" if p.default is p.empty else f"={value(p.default)}" for p in params]
+    words = [star.get(p.kind, "") + p.name + default for p, default in zip(params, defaults)]
     if len(words) > MANY: words = words[:3] + ["…"]
     text = f"{name}({', '.join(words)})"
     if len(text) <= 90: return text
-    return f"{name}(\n" + textwrap.fill(", ".join(words), 86, initial_indent="    ", subsequent_indent="    ", break_long_words=False) + "\n)"
+    inner = textwrap.fill(", ".join(words), 82, break_long_words=False)
+    return f"{name}(\n" + textwrap.indent(inner, "    ") + "\n)"
 
 
 def table(obj, params, result):
     "Rows of parameter, type, default and meaning; nothing where no parameter is documented."
     notes = docments(obj, full=True, args_kwargs=True)
-    said = {k: " ".join(v.docment.split()) for k, v in notes.items() if v.get("docment")}
-    if not said: return ""
+    meanings = {k: " ".join(v.docment.split()) for k, v in notes.items() if v.get("docment")}
+    if not meanings: return ""
     rows = [(f"`{p.name}`", kind(p.annotation) if p.annotation is not p.empty else "",
-             "" if p.default is p.empty else f"`{value(p.default)}`", said.get(p.name, "")) for p in params]
-    if result is not inspect.Signature.empty and result not in (None, "None"): rows.append(("returns", kind(result), "", said.get("return", "")))
-    rows = [("", "type", "default", "meaning"), ("---",) * 4, *([c.replace("|", r"\|") for c in row] for row in rows)]
+             "" if p.default is p.empty else f"`{value(p.default)}`", meanings.get(p.name, "")) for p in params]
+    if result is not inspect.Signature.empty and result not in (None, "None"):
+        rows.append(("returns", kind(result), "", meanings.get("return", "")))
+    escaped = [[c.replace("|", r"\|") for c in row] for row in rows]
+    rows = [("", "type", "default", "meaning"), ("---",) * 4, *escaped]
     if not any(row[2] for row in rows[2:]): rows = [(row[0], row[1], row[3]) for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -72,10 +77,12 @@ class ApiTable(BasicMarkdownRenderer):
         text = f"---\n\n{link}{'#' * self.title_level} {self.nm}\n\n"
         try: sig = inspect.signature(plain)
         except (TypeError, ValueError): sig = None
-        builtin = inspect.isclass(plain) and "__init__" not in vars(plain)  # an exception, an Enum: its call says nothing
+        builtin = inspect.isclass(plain) and "__init__" not in vars(plain)  # an exception: its call says nothing
         if sig and not builtin:
             params = [p for p in sig.parameters.values() if p.name not in ("self", "cls")]
             text += f"```python\n{call(self.nm, params)}\n```\n\n"
         text += f"{inspect.getdoc(plain) or ''}\n\n"
-        if sig and not builtin: text += table(plain, params, inspect.Signature.empty if inspect.isclass(plain) else sig.return_annotation)
+        if sig and not builtin:
+            result = inspect.Signature.empty if inspect.isclass(plain) else sig.return_annotation
+            text += table(plain, params, result)
         return text

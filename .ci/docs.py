@@ -1,4 +1,4 @@
-"Build the site into _docs/: with Quarto where it is installed, else with smalldocs, which needs nothing but Python."
+"Build the site into _docs/: with Quarto where it is installed, else with smalldocs, which needs only Python."
 import ast
 import html
 import os
@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def present(entries, folder):
-    "Sidebar entries whose notebooks are in `folder`: a glob becomes the files it finds, a section without any goes."
+    "Sidebar entries whose notebooks are in `folder`: a glob becomes the files it finds."
     found = []
     for entry in entries:
-        if isinstance(entry, str) and "*" in entry: found += sorted(str(p.relative_to(folder)) for p in folder.glob(entry))
+        if isinstance(entry, str) and "*" in entry:
+            found += sorted(str(p.relative_to(folder)) for p in folder.glob(entry))
         elif isinstance(entry, str) or "href" in entry:
             href = entry if isinstance(entry, str) else entry["href"]
             if href.startswith("http") or (folder / href).exists(): found.append(entry)
@@ -29,13 +30,15 @@ def present(entries, folder):
 
 def needed(cell):
     "Whether a cell may have to run for the tables: not one that imports something for an example of its own."
-    if cell.cell_type != "code" or cell.directives_.keys() & {"export", "exports", "exporti", "exec_doc"}: return True
+    always = {"export", "exports", "exporti", "exec_doc"}
+    if cell.cell_type != "code" or cell.directives_.keys() & always: return True
     body, kinds = cell.parsed_() or [], (ast.Import, ast.ImportFrom)
-    return all(isinstance(n, kinds) for n in body) or not any(isinstance(n, kinds) for top in body for n in ast.walk(top))
+    nodes = [n for top in body for n in ast.walk(top)]
+    return all(isinstance(n, kinds) for n in body) or not any(isinstance(n, kinds) for n in nodes)
 
 
 def mathml(page):
-    "Replace the TeX of a built page by MathML, which browsers draw without any script; returns what could not be read."
+    "Replace the TeX of a page by MathML, which browsers draw without a script; returns what could not be read."
     from latex2mathml.converter import convert
 
     failed = []
@@ -67,21 +70,24 @@ def build():
     nbdev.showdoc.BasicMarkdownRenderer = ApiTable
     plain = nbdev.processors._do_eval
     nbdev.processors._do_eval = lambda cell: needed(cell) and plain(cell)
-    proc = Path(proc_nbs(force=True, n_workers=0))  # in this process: it sees ApiTable, and imports torch once
+    proc = Path(proc_nbs(force=True, n_workers=0))      # in this process: it sees ApiTable, imports torch once
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     sidebar = config["website"]["sidebar"]
     sidebar["contents"] = present(sidebar["contents"], proc)
-    (proc / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (proc / "_quarto.yml").write_text(text, encoding="utf-8")
 
-    if shutil.which("quarto"): command = ["quarto", "render", str(proc), "--no-execute", "-M", "html-math-method:mathml"]
+    if shutil.which("quarto"):
+        command = ["quarto", "render", str(proc), "--no-execute", "-M", "html-math-method:mathml"]
     else:
         try: import smalldocs  # noqa: F401
-        except ImportError: sys.exit("make docs needs Quarto, or smalldocs (Python 3.11 or newer): neither is here")
+        except ImportError: sys.exit("make docs needs Quarto, or smalldocs (Python 3.11 or newer)")
         command = [sys.executable, "-m", "smalldocs.cli", "render", str(proc)]
     subprocess.run(command, check=True)
     site = proc / config["project"]["output-dir"]
     if not shutil.which("quarto"):
-        for line in [f for page in sorted(site.rglob("*.html")) for f in mathml(page)]: print("maths left as TeX:", line, file=sys.stderr)
+        for page in sorted(site.rglob("*.html")):
+            for line in mathml(page): print("maths left as TeX:", line, file=sys.stderr)
     shutil.rmtree(ROOT / "_docs", ignore_errors=True)
     shutil.move(site, ROOT / "_docs")
 

@@ -10,7 +10,8 @@ NOTE = "<!-- Written from nbs/index.ipynb by `make readme`: edit that notebook. 
 
 def local_links(text):
     "Point relative links and pictures of a page in nbs/ at their place seen from the top of the repository."
-    return re.sub(r"(\]\()(?![a-z]+:|#|/)([^)\s]+)", lambda m: m[1] + ("nbs/" + m[2]).replace("nbs/../", ""), text)
+    def moved(m): return m[1] + ("nbs/" + m[2]).replace("nbs/../", "")
+    return re.sub(r"(\]\()(?![a-z]+:|#|/)([^)\s]+)", moved, text)
 
 
 def code(cell):
@@ -33,11 +34,13 @@ def code(cell):
 def render(notebook):
     "The whole README as one string."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    parts = [local_links("".join(c["source"])) if c["cell_type"] == "markdown" else code(c) for c in cells if c["cell_type"] != "raw"]
+    def part(c): return local_links("".join(c["source"])) if c["cell_type"] == "markdown" else code(c)
+    parts = [part(c) for c in cells if c["cell_type"] != "raw"]
     return NOTE + "\n\n".join(p.strip() for p in parts if p.strip()) + "\n"
 
 
 if __name__ == "__main__":
     text, readme = render(ROOT / "nbs/index.ipynb"), ROOT / "README.md"
     if "--check" not in sys.argv: readme.write_text(text, encoding="utf-8")
-    elif readme.read_text(encoding="utf-8") != text: sys.exit("README.md differs from nbs/index.ipynb: run `make readme`")
+    elif readme.read_text(encoding="utf-8") != text:
+        sys.exit("README.md differs from nbs/index.ipynb: run `make readme`")
