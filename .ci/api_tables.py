@@ -55,8 +55,11 @@ def table(obj, params, result):
     notes = docments(obj, full=True, args_kwargs=True)
     meanings = {k: " ".join(v.docment.split()) for k, v in notes.items() if v.get("docment")}
     if not meanings: return ""
-    rows = [(f"`{p.name}`", kind(p.annotation) if p.annotation is not p.empty else "",
-             "" if p.default is p.empty else f"`{value(p.default)}`", meanings.get(p.name, "")) for p in params]
+    def row(p):
+        declared = kind(p.annotation) if p.annotation is not p.empty else ""
+        default = "" if p.default is p.empty else f"`{value(p.default)}`"
+        return f"`{p.name}`", declared, default, meanings.get(p.name, "")
+    rows = [row(p) for p in params]
     if result is not inspect.Signature.empty and result not in (None, "None"):
         rows.append(("returns", kind(result), "", meanings.get("return", "")))
     escaped = [[c.replace("|", r"\|") for c in row] for row in rows]
@@ -77,7 +80,7 @@ class ApiTable(BasicMarkdownRenderer):
         text = f"---\n\n{link}{'#' * self.title_level} {self.nm}\n\n"
         try: sig = inspect.signature(plain)
         except (TypeError, ValueError): sig = None
-        builtin = inspect.isclass(plain) and "__init__" not in vars(plain)  # an exception: its call says nothing
+        builtin = inspect.isclass(plain) and "__init__" not in vars(plain)  # as of an exception
         if sig and not builtin:
             params = [p for p in sig.parameters.values() if p.name not in ("self", "cls")]
             text += f"```python\n{call(self.nm, params)}\n```\n\n"

@@ -1,4 +1,4 @@
-"""How the notebooks read, in numbers: `python .ci/counts.py [nbs/07_masks.ipynb …]`, by default all chapters."""
+"""How the notebooks read, in numbers: `python .ci/counts.py [NOTEBOOK …]`; without arguments all chapters."""
 import ast
 import json
 import re

@@ -38,7 +38,7 @@ def needed(cell):
 
 
 def mathml(page):
-    "Replace the TeX of a page by MathML, which browsers draw without a script; returns what could not be read."
+    "Replace the TeX of a page by MathML, which needs no script; returns what could not be read."
     from latex2mathml.converter import convert
 
     failed = []
@@ -70,7 +70,7 @@ def build():
     nbdev.showdoc.BasicMarkdownRenderer = ApiTable
     plain = nbdev.processors._do_eval
     nbdev.processors._do_eval = lambda cell: needed(cell) and plain(cell)
-    proc = Path(proc_nbs(force=True, n_workers=0))      # in this process: it sees ApiTable, imports torch once
+    proc = Path(proc_nbs(force=True, n_workers=0))     # in this process: it sees ApiTable
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     sidebar = config["website"]["sidebar"]
     sidebar["contents"] = present(sidebar["contents"], proc)
