@@ -165,14 +165,14 @@ def load(
     try: return cls(**settings)
     except InputError as e: raise InputError(f"{path}: {e}") from None
 
-# %% ../nbs/06_toyworld.ipynb #ef90d061
+# %% ../nbs/06_toyworld.ipynb #b0c05746
 def _split(rng, total: float, n: int, least: float, spread: float) -> np.ndarray:   # [n]
     "`total` in `n` random pieces, none under `least`, with coefficient of variation `spread` if possible."
     spare = total - n * least
     if n == 1 or spread == 0 or spare <= 0: return np.full(n, total / n)
     q = min(spread * total / spare, .95 * (n - 1)**.5)      # of the part that is free to vary
-    alpha = ((n - 1) / q**2 - 1) / n
-    return least + spare * rng.dirichlet([alpha] * n)
+    beta = ((n - 1) / q**2 - 1) / n
+    return least + spare * rng.dirichlet([beta] * n)
 
 # %% ../nbs/06_toyworld.ipynb #50012f9f
 def _layout(rng, world: World, n_frames: int, n_events: int) -> np.ndarray:     # [N,2]
@@ -631,11 +631,11 @@ def clip_pairs(
             captions.append(s.caption)
     return np.concatenate(shots), np.array(owner), captions
 
-# %% ../nbs/06_toyworld.ipynb #5e395edf
+# %% ../nbs/06_toyworld.ipynb #bd3f06bb
 def _clip_loss(model, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     "Symmetric cross-entropy of the scaled similarities; image i belongs to text i."
-    v, e, s = model(images, tokens)[:3]
-    logits = s * v @ e.T                                    # [B,B]
+    v, k, s = model(images, tokens)[:3]
+    logits = s * v @ k.T                                    # [B,B]
     target = torch.arange(len(v), device=v.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
