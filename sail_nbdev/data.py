@@ -155,17 +155,17 @@ def _out_of_order(intervals) -> bool:
     "Does the centre of a segment lie before the centre of the one in front of it?"
     return any(sum(a) > sum(b) for a, b in itertools.pairwise(intervals))
 
-# %% ../nbs/02_data.ipynb #880766b1
+# %% ../nbs/02_data.ipynb #9c5a0291
 def _time_stats(videos: list[Video]) -> dict[str, float]:
     "What durations and time stamps tell of a set; empty where there are none."
     seconds = [o.duration for o in videos if o.duration]
-    stats = {}
+    stats: dict[str, float] = {}
     if seconds: stats.update(mean_seconds=float(np.mean(seconds)), median_seconds=float(np.median(seconds)))
-    timed = [o for o in videos if o.intervals]
+    timed = [(o.duration, o.intervals) for o in videos if o.duration and o.intervals]
     if timed and len(seconds) == len(videos):
-        shares = [(e - s) / o.duration for o in timed for s, e in o.intervals]
+        shares = [(e - s) / duration for duration, intervals in timed for s, e in intervals]
         stats["mean_segment_share"] = float(np.mean(shares))
-        stats["order_violations"] = sum(_out_of_order(o.intervals) for o in timed)
+        stats["order_violations"] = sum(_out_of_order(intervals) for _, intervals in timed)
     return stats
 
 # %% ../nbs/02_data.ipynb #83f42031
@@ -181,15 +181,16 @@ def annotation_stats(
                   mean_words=words / max(1, int(n.sum())), gaps=int(np.maximum(n - 1, 0).sum()))
     return counts | _time_stats(list(videos.values()))
 
-# %% ../nbs/02_data.ipynb #cbcc7a44
+# %% ../nbs/02_data.ipynb #3eca667e
 def plot_stats(
     videos: dict[str, Video],   # From `read_annotations`
 ):
     "Histograms of events and seconds per video, and of words per caption. Returns the figure."
     plot_style()
-    columns = {"events per video": [len(o.captions) for o in videos.values()],
-               "seconds per video": [o.duration for o in videos.values() if o.duration],
-               "words per caption": [len(c.split()) for o in videos.values() for c in o.captions]}
+    columns: dict[str, list] = {
+        "events per video": [len(o.captions) for o in videos.values()],
+        "seconds per video": [o.duration for o in videos.values() if o.duration],
+        "words per caption": [len(c.split()) for o in videos.values() for c in o.captions]}
     fig, axes = plt.subplots(1, 3, figsize=(9, 2))
     for ax, (name, values) in zip(axes, columns.items()):
         ax.set(xlabel=name)
@@ -209,11 +210,11 @@ def _seconds(value, where: str) -> tuple[float, float]:
     if end < start: raise InputError(f"{where}=[{start}, {end}] ends before it starts")
     return start, end
 
-# %% ../nbs/02_data.ipynb #7c724f02
+# %% ../nbs/02_data.ipynb #567b61d9
 def _share(value, where: str) -> float | None:
     "A checked centre or width in [0,1], `None` where an event has none."
     if value is None: return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise InputError(f"{where}={value!r} must be a number in [0,1]")
     return float(value)
 
@@ -395,11 +396,11 @@ def _sampled(features, ids: list[str], config: Config) -> np.ndarray:
                          f"the configuration says feature_dim={config.data.feature_dim}")
     return frames
 
-# %% ../nbs/02_data.ipynb #b50fccdd
+# %% ../nbs/02_data.ipynb #6bdeae80
 def _rows(store, vid: str, n: int, dim: int) -> torch.Tensor:
     "The first `n` rows [n,D] of a video; zeros without a store. `InputError` if there are fewer."
     if store is None: return torch.zeros(n, dim)
-    rows = store[vid][:n] if vid in store else []
+    rows = store[vid][:n] if vid in store else torch.zeros(0, dim)
     if len(rows) < n:
         raise InputError(f"video {vid}: {len(rows)} text features for {n} captions; "
                          "they are made anew when captions change")
@@ -448,45 +449,47 @@ def batch(self: DeviceData, index: list[int]) -> Batch:
     return Batch(ids, [self.captions[v] for v in ids], frames.float(), self.valid[i, :n], self.texts[i, :n],
                  self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1], segments)
 
-# %% ../nbs/02_data.ipynb #4af768ee
-def _fetch(data: DeviceData, index: list[int], side) -> tuple:
+# %% ../nbs/02_data.ipynb #176d5275
+def _fetch(data: DeviceData, index: list[int], side) -> tuple[Batch, torch.cuda.Event]:
     "The batch of `index`, copied on the stream `side`, and the event after which it is there."
-    with torch.cuda.stream(side): return data.batch(index), side.record_event()
+    with torch.cuda.stream(side):
+        return data.batch(index), side.record_event()       # type: ignore[attr-defined]
 
-# %% ../nbs/02_data.ipynb #592f506b
-def _await(batch: Batch, ready, now) -> Batch:
+# %% ../nbs/02_data.ipynb #66d1409e
+def _await(batch: Batch, ready: torch.cuda.Event, now) -> Batch:
     "The batch, once it is there; its memory is not given away while the stream `now` reads it."
     now.wait_event(ready)
     for t in vars(batch).values():
         if isinstance(t, torch.Tensor): t.record_stream(now)
     return batch
 
-# %% ../nbs/02_data.ipynb #4bb2b0f9
+# %% ../nbs/02_data.ipynb #0e3ee0a0
 def _fetched_ahead(data: DeviceData, order: list[list[int]]) -> Iterator[Batch]:
     "The batches of `order`, each fetched while the one before it is in use."
     side = torch.cuda.Stream(data.device)
     now = torch.cuda.current_stream(data.device)
-    ahead: deque = deque()
+    ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
     for index in order:
         ahead.append(_fetch(data, index, side))
         if len(ahead) > 1: yield _await(*ahead.popleft(), now)
     if ahead: yield _await(*ahead.popleft(), now)
 
-# %% ../nbs/02_data.ipynb #00bc66c7
+# %% ../nbs/02_data.ipynb #eb251a0e
 @patch
 def stream(self: DeviceData, order: list[list[int]]) -> Iterator[Batch]:
     "The batches of `order`, one after the other; those in pinned memory are fetched ahead."
     near = self.frames.device.type == torch.device(self.device).type
-    yield from (map(self.batch, order) if near else _fetched_ahead(self, order))
+    if near: yield from map(self.batch, order)              # type: ignore[attr-defined]
+    else: yield from _fetched_ahead(self, order)
 
-# %% ../nbs/02_data.ipynb #7f7afa05
+# %% ../nbs/02_data.ipynb #6ad3dd62
 def batches(
     data: DeviceData,
     batch_size: int,    # Videos
     seed: int,          # The order depends on this alone
 ) -> list[list[int]]:
     "One epoch's batches as lists of indices; the last one may be smaller."
-    order = np.random.default_rng(seed).permutation(len(data)).tolist()
+    order = np.random.default_rng(seed).permutation(len(data.ids)).tolist()
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
 # %% ../nbs/02_data.ipynb #e39278cb
@@ -533,7 +536,7 @@ def derive_settings(
             "decode.paragraph_tokens": ((8, tokens), paragraph),
             **_derive_schedule(len(videos))}
 
-# %% ../nbs/02_data.ipynb #def8ff12
+# %% ../nbs/02_data.ipynb #302355b6
 def plain_preset(
     videos: dict[str, Video],       # From `read_annotations`, without time stamps
     feature_dim: int = 768,         # D of the feature store
@@ -542,5 +545,6 @@ def plain_preset(
 ) -> Config:
     "The configuration that `derive_settings` gives, with `overrides` on top."
     derived = {k: v for k, (v, _) in derive_settings(videos, feature_dim).items()}
-    config = Config.preset("activitynet", method, {**derived, **(overrides or {})})
+    settings = {**derived, **(overrides or {})}
+    config: Config = Config.preset("activitynet", method, settings)     # type: ignore[attr-defined]
     return config.model_copy(update={"name": "plain"})
