@@ -3,7 +3,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from sail_nbdev.config import Config
 from sail_nbdev.core import Event, InputError, Video, write_json
 from sail_nbdev.data import DeviceData, annotation_files, annotation_stats, batches, predictions_json
-from sail_nbdev.data import read_annotations, read_predictions, write_predictions
+from sail_nbdev.data import _fetched_ahead, read_annotations, read_predictions, write_predictions
 from sail_nbdev.store import FeatureStore
 from sail_nbdev.video import find_videos
 
@@ -277,6 +279,22 @@ def test_a_mapped_batch_can_be_changed_without_changing_the_file(tmp_path):
     data.batch([0, 1]).frames.zero_()
     data.frames.mul_(2)
     assert np.array_equal(store.sampled(ids, 5), before)
+
+
+def test_a_batch_is_fetched_while_the_one_before_it_is_in_use(monkeypatch):
+    "The order of things on the way from pinned memory, with streams that only take notes."
+    log = []
+    stream = SimpleNamespace(record_event=lambda: "copied", wait_event=lambda e: log.append(f"wait until {e}"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda side: nullcontext())
+    def batch(index):
+        log.append(f"fetch {index}")
+        return SimpleNamespace(index=index)
+    for b in _fetched_ahead(SimpleNamespace(device="cuda", batch=batch), [0, 1, 2]): log.append(f"use {b.index}")
+    wait = "wait until copied"
+    assert log == ["fetch 0", "fetch 1", wait, "use 0", "fetch 2", wait, "use 1", wait, "use 2"]
+    assert list(_fetched_ahead(SimpleNamespace(device="cuda", batch=batch), [])) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
