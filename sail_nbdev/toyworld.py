@@ -631,11 +631,11 @@ def clip_pairs(
             captions.append(s.caption)
     return np.concatenate(shots), np.array(owner), captions
 
-# %% ../nbs/06_toyworld.ipynb #bd3f06bb
+# %% ../nbs/06_toyworld.ipynb #a248c0d4
 def _clip_loss(model, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     "Symmetric cross-entropy of the scaled similarities; image i belongs to text i."
-    v, k, s = model(images, tokens)[:3]
-    logits = s * v @ k.T                                    # [B,B]
+    v, k, mu = model(images, tokens)[:3]
+    logits = mu * v @ k.T                                   # [B,B]
     target = torch.arange(len(v), device=v.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

@@ -284,17 +284,19 @@ def test_a_mapped_batch_can_be_changed_without_changing_the_file(tmp_path):
 def test_a_batch_is_fetched_while_the_one_before_it_is_in_use(monkeypatch):
     "The order of things on the way from pinned memory, with streams that only take notes."
     log = []
-    stream = SimpleNamespace(record_event=lambda: "copied", wait_event=lambda e: log.append(f"wait until {e}"))
+    wait = lambda event: log.append(f"wait until {event}")
+    stream = SimpleNamespace(record_event=lambda: "copied", wait_event=wait)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda side: nullcontext())
     def batch(index):
         log.append(f"fetch {index}")
         return SimpleNamespace(index=index)
-    for b in _fetched_ahead(SimpleNamespace(device="cuda", batch=batch), [0, 1, 2]): log.append(f"use {b.index}")
-    wait = "wait until copied"
-    assert log == ["fetch 0", "fetch 1", wait, "use 0", "fetch 2", wait, "use 1", wait, "use 2"]
-    assert list(_fetched_ahead(SimpleNamespace(device="cuda", batch=batch), [])) == []
+    data = SimpleNamespace(device="cuda", batch=batch)
+    for b in _fetched_ahead(data, [0, 1, 2]): log.append(f"use {b.index}")
+    copied = "wait until copied"
+    assert log == ["fetch 0", "fetch 1", copied, "use 0", "fetch 2", copied, "use 1", copied, "use 2"]
+    assert list(_fetched_ahead(data, [])) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
