@@ -189,7 +189,7 @@ def forward(self: Sail,
     total = sum(weights.get(k, 1.) * v for k, v in losses.items())
     return {**losses, "total": total}
 
-# %% ../nbs/14_model.ipynb #3f490455
+# %% ../nbs/14_model.ipynb #b19baeac
 VERSION = 3         # of the weights file; others are refused
 
 _CARD = """---
@@ -203,7 +203,8 @@ tags: [dense-video-captioning, weakly-supervised]
 Finds the events of a video and describes each. Trained {supervision} by `sail_nbdev`
 (preset {c.name}, method {c.method}, seed {c.seed}). A video is seen as {c.data.n_frames} CLIP frames of
 {c.data.feature_dim} numbers each. Events are placed by {c.localizer.kind}, as {c.localizer.mask} masks.
-Weights of losses: L_div {l.div_weight:g}, L_sim {l.sim_weight:g}, L_aug {l.aug_weight:g}, L_align {l.align_weight:g}.
+Weights of losses: L_div {l.div_weight:g}, L_sim {l.sim_weight:g}, L_aug {l.aug_weight:g},
+L_align {l.align_weight:g}.
 `config.json` holds every setting. The CLIP encoder is not part of it: frames must come from the one that
 `encoder.json` names.
 
@@ -213,9 +214,9 @@ from sail_nbdev.run import Run
 for event in Run.load("THIS FOLDER OR ITS HUB ID").caption("video.mp4"): print(event)
 ```
 
-It speaks only of what its training captions speak of, and can be wrong about all of it. Scores belong to a data
-set and are not part of this card: `sail_predict` and `sail_eval` measure them. Compare them with those of the
-uniform layout, which looks at nothing.
+It speaks only of what its training captions speak of, and can be wrong about all of it. Scores belong to a
+data set and are not part of this card: `sail_predict` and `sail_eval` measure them. Compare them with those of
+the uniform layout, which looks at nothing.
 
 SAIL: arXiv 2603.05437. ILCACM, its base: arXiv 2412.12791. This is an independent implementation.
 """
