@@ -336,7 +336,7 @@ def _complaint(self: OpenAIBackend, error: Exception) -> str:
     code = getattr(error, "status_code", None) or type(error).__name__
     return f"{self.server}: {reason} ({code}); what was answered is kept, run it again"
 
-# %% ../nbs/13_writers.ipynb #24ec8a71
+# %% ../nbs/13_writers.ipynb #6a5328d3
 @patch
 def _read_reply(self: OpenAIBackend, reply) -> Answer:
     "The text and the tokens of a reply; an error where it has none."
@@ -345,7 +345,7 @@ def _read_reply(self: OpenAIBackend, reply) -> Answer:
         return Answer(None, error=f"{self.server}: answers without a text")
     use = getattr(reply, "usage", None)
     tokens = (use.prompt_tokens, use.completion_tokens) if use else (0, 0)
-    return Answer(text.encode(errors="replace").decode()[:4000], tokens)
+    return Answer(text.encode(errors="ignore").decode()[:4000], tokens)
 
 # %% ../nbs/13_writers.ipynb #d4a0278d
 @patch
