@@ -88,9 +88,10 @@ def _check_folder(name: str) -> None:
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")): return
     raise InputError(f"{folder}: has no weights (open_clip_model.safetensors)")
 
-# %% ../nbs/04_clip.ipynb #2eb422de
-_ADVICE = ("run once where huggingface.co can be reached and copy the cache, or give a file with --pretrained FILE "
-           "(and --model NAME-quickgelu for OpenAI's weights), or --pretrained none for random weights")
+# %% ../nbs/04_clip.ipynb #65ea40c3
+_ADVICE = ("run once where huggingface.co can be reached and copy the cache, or give a file with "
+           "--pretrained FILE (and --model NAME-quickgelu for OpenAI's weights), "
+           "or --pretrained none for random weights")
 
 def _load(name: str, pretrained: str | None, precision: str, device: str):
     "`_create`, with failures told as one sentence that says what to do."
@@ -103,7 +104,7 @@ def _load(name: str, pretrained: str | None, precision: str, device: str):
         reason = str(e).splitlines()[0][:200]
         weights = f"weights {pretrained!r} of {name}"
         if local: raise InputError(f"{weights}: the model cannot be loaded with them ({reason})") from e
-        raise InputError(f"{weights} are neither in the local cache nor can they be fetched; {_ADVICE}") from e
+        raise InputError(f"{weights} are neither in the local cache nor can be fetched; {_ADVICE}") from e
 
 # %% ../nbs/04_clip.ipynb #3b1db1c0
 def _fingerprint(model) -> str:
@@ -123,7 +124,7 @@ def _precision(dtype) -> str:
     if name not in _PRECISIONS: raise InputError(f"dtype={dtype} is not one of float32, float16, bfloat16")
     return _PRECISIONS[name]
 
-# %% ../nbs/04_clip.ipynb #52383af4
+# %% ../nbs/04_clip.ipynb #2c2e3695
 class Encoder:
     "An open_clip model that turns uint8 frames and sentences into un-normalised float32 embeddings."
     def __init__(self,
@@ -138,7 +139,7 @@ class Encoder:
         if random or name.startswith(("local-dir:", "hf-hub:")): pretrained = None
         place = str(Path(model).resolve()) if Path(model).is_dir() else model
         kind = None if dtype is None else str(dtype)
-        self.build = dict(model=place, pretrained=pretrained, device=device, dtype=kind)  # to make it elsewhere
+        self.build = dict(model=place, pretrained=pretrained, device=device, dtype=kind)    # what made it
         self.device = pick_device(device)
         self.model, self.tokenizer = _load(name, pretrained, precision, self.device)
         self.truncated = 0    # Texts cut at the tokenizer's context length so far
