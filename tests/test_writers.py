@@ -284,14 +284,6 @@ def test_what_goes_wrong_with_all_questions_stops_and_keeps_the_answers(
     assert not any(b"secret" in f.read_bytes() for f in tmp_path.iterdir())
 
 
-def test_answers_that_are_there_come_out_before_the_error(server, tmp_path):
-    "One of four threads meets a wrong key while the other three have answers."
-    server.plan = ["well", "well", "well", 401]
-    backend = OpenAIBackend("m", server.url, concurrency=4, retries=0)
-    with pytest.raises(InputError): augment(boxes(5), backend, tmp_path/"c.sqlite", progress=False)
-    assert len(rows(tmp_path, "c.sqlite")) <= len(server.seen) - 1
-
-
 def test_work_that_is_stopped_is_called_off(server):
     "Who stops listening pays for no further questions, and no thread is left."
     before = threading.active_count()
@@ -314,29 +306,45 @@ def test_no_server_and_no_key_are_one_sentence(monkeypatch):
 
 # -- threads
 
+class Interrupted:
+    "A queue of answers at which Ctrl-C comes first, when all but the slow answer are there."
+
+    def __init__(self, done):
+        self.done = done
+        self.empty = done.empty
+        self.interrupted = False
+
+    def get(self):
+        if self.interrupted: return self.done.get()
+        self.interrupted = True
+        while self.done.qsize() < 3: time.sleep(.01)
+        raise KeyboardInterrupt
+
+
 def test_an_interrupt_gives_out_what_is_answered_first(monkeypatch):
-    "As if Ctrl-C came while one question is still under way."
-    slow = threading.Event()
     start = module._start_threads
-    def interrupted(function, questions, n, end):
-        done = start(function, questions, n, end)
-        class Done:
-            def get(self):
-                time.sleep(.2)                      # two are done by now
-                if not slow.is_set():
-                    slow.set()
-                    raise KeyboardInterrupt
-                return done.get()
-            def empty(self): return done.empty()
-        return Done()
-    monkeypatch.setattr(module, "_start_threads", interrupted)
-    def answer(x):
-        if x == "slow": time.sleep(2)
-        return x.upper()
+    monkeypatch.setattr(module, "_start_threads", lambda *args: Interrupted(start(*args)))
     answers = []
+    def answer(x):
+        if x == "slow": time.sleep(1)
+        return x.upper()
     with pytest.raises(KeyboardInterrupt):
         for o in module._in_threads(answer, ["a", "slow", "b", "c"], 2): answers.append(o)
-    assert {(0, "A"), (2, "B"), (3, "C")} == set(answers)
+    assert set(answers) == {(0, "A"), (2, "B"), (3, "C")}
+
+
+def test_an_error_gives_out_what_is_answered_first():
+    answers = []
+    def answer(x):
+        if x == "bad":
+            time.sleep(.3)
+            raise ValueError("bad")
+        return x
+    with pytest.raises(ValueError, match="bad"):
+        for o in module._in_threads(answer, ["bad", *"abcde"], 2):
+            time.sleep(.2)
+            answers.append(o)
+    assert {x for _, x in answers} == set("abcde")
 
 
 STOPPED = """
