@@ -506,10 +506,11 @@ def _jobs(world: World, split: str, folder: Path) -> list[tuple[str, int, Path]]
     "(split, index, file) of every video of a split."
     return [(split, i, folder/f"{split}_{i + 1:04d}.mp4") for i in range(getattr(world, f"n_{split}"))]
 
-# %% ../nbs/06_toyworld.ipynb #ffa2c391
-def _make_video(world: World, split: str, index: int, path: Path) -> None:
-    "Write one video of the world."
+# %% ../nbs/06_toyworld.ipynb #1079cf4e
+def _make_video(world: World, split: str, index: int, path: Path) -> Path:
+    "Write one video of the world, and return its path."
     write_video(render(write_script(world, split, index), world), path, world.fps)
+    return path
 
 # %% ../nbs/06_toyworld.ipynb #62040b3c
 @contextmanager
@@ -530,12 +531,12 @@ def _end_with_parent() -> None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/06_toyworld.ipynb #0589e8d7
+# %% ../nbs/06_toyworld.ipynb #70d1dc7a
 _DEAD_WORKER = ("a process that renders videos has died; a script must call make_world below "
                 "`if __name__ == \"__main__\":`, and workers=1 does without other processes")
 
-def _in_processes(world: World, jobs: list, workers: int) -> Iterator[None]:
-    "Do the jobs in `workers` processes, and yield after each. `InputError` if a process dies."
+def _in_processes(world: World, jobs: list, workers: int) -> Iterator[Path]:
+    "Do the jobs in `workers` processes, and yield each video that is done. `InputError` if a process dies."
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
     try:
         with _interrupts_held(): futures = [pool.submit(_make_video, world, *job) for job in jobs]
