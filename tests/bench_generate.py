@@ -1,5 +1,6 @@
-"""Captions of events by the true-size model (random weights): the released form, one `generate` of the library
-per video, beside one batch of many videos with one row per text. Twenty-four videos with 75 events, 32 frames, 4 beams, 4 to 32 tokens. The texts are the same."""
+"""Captions of events by the true-size model (random weights): the released form, one `generate` per
+video by transformers, beside one batch of many videos with one row per text.
+Twenty-four videos with 75 events, 32 frames, 4 beams, 4 to 32 tokens. The texts are the same."""
 import time
 
 import torch

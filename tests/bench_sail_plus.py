@@ -1,6 +1,6 @@
 """SAIL+ at true size, beside SAIL: the cost of a training step of each stage, in pairs; and a dry run of its
 localizer on the true statistics of ActivityNet and YouCook2.
-The dry run takes durations, counts, boundaries and captions from the annotation files (beside the checkout, in
+The dry run takes durations, counts, boundaries and captions from the annotation files (beside the checkout in
 shared/data/annotations) and makes up frames of 768 numbers: a part that all share, a direction for each
 caption, drawn from its words, where the annotation says it happens, and noise. Every video is aligned and its
 loss computed; a short training of the localizer alone must stay finite and go down.

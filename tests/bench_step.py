@@ -1,9 +1,8 @@
 """A training step of the true-size model (122 M parameters, random weights, dropout off): the released form,
 taken from the study "One step, two forms", beside ours.
-Eight videos with 25 events, 32 frames, captions of ActivityNet's length. Same weights, same batch, losses equal
-to 1e-4. Time is forward and backward; memory is what a process of its own needs above its state before the
-step; at the end the same with `torch.compile`d layers."""
-import json
+Eight videos with 25 events, 32 frames, captions of the length of those of ActivityNet. Same weights and batch,
+losses equal to 1e-4. Time is forward and backward; memory is what a process of its own needs above its state
+before the step; at the end the same with `torch.compile`d layers."""
 import random
 import resource
 import shutil
