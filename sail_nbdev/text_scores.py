@@ -63,11 +63,11 @@ def _java(jar: str, heap: str, *args) -> list[str]:
 _PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
                 "...", ";"}
 
-# %% ../nbs/18_text_scores.ipynb #14a643b7
+# %% ../nbs/18_text_scores.ipynb #364fe6a3
 def tokenize(
     sentences: list[str],   # ASCII sentences without line breaks
 ) -> list[str]:             # Their words, joined by single spaces
-    "PTB tokens in lower case, no punctuation. `InputError` without Java; `RuntimeError` if the program fails."
+    "PTB tokens in lower case, no punctuation. `InputError` without Java, `RuntimeError` if it fails."
     program = "edu.stanford.nlp.process.PTBTokenizer"
     command = _java("tokenizer/stanford-corenlp-3.4.1.jar", "512M", program, "-preserveLines", "-lowerCase")
     done = subprocess.run(command, input="\n\n".join(sentences).encode(), capture_output=True)
@@ -353,7 +353,7 @@ def _pipe_to(command: list[str]) -> subprocess.Popen:
     "The command as a process that is written to and read from."
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
-# %% ../nbs/18_text_scores.ipynb #cb579a2f
+# %% ../nbs/18_text_scores.ipynb #e52c552a
 class Meteor:
     "METEOR's program, in processes of at most 1 GB each, for the length of a `with` block."
     def __init__(self,
@@ -381,7 +381,7 @@ class Meteor:
         for p in self.processes: p.kill()
         for p in self.processes: p.wait()
         self.pool.shutdown()
-        for pipe in [pipe for p in self.processes for pipe in (p.stdin, p.stdout)]:
+        for pipe in [pipe for p in self.processes for pipe in (p.stdin, p.stdout) if pipe]:
             with suppress(OSError): pipe.close()            # what could not be written any more
 
 # %% ../nbs/18_text_scores.ipynb #a1955d00
@@ -421,7 +421,7 @@ def _ask(process, lines: list[str], progress) -> list[bytes]:
     if len(answers) == len(lines): return answers
     raise RuntimeError(f"METEOR's program stopped after {len(answers)} of {len(lines)} captions")
 
-# %% ../nbs/18_text_scores.ipynb #beacedba
+# %% ../nbs/18_text_scores.ipynb #261642c5
 @patch
 def start(self: Meteor,
     lines: list[str],   # From `meteor_line`
@@ -429,7 +429,8 @@ def start(self: Meteor,
     "Begin to score these lines, shared among the processes. Once only: they read to the end of their input."
     self.bar = tqdm(total=len(lines), desc="METEOR", disable=not self.verbose, leave=False)
     self.shares = _share_out(lines, self.n)
-    def ask(process, share): return self.pool.submit(_ask, process, [lines[i] for i in share], self.bar.update)
+    def ask(process, share):
+        return self.pool.submit(_ask, process, [lines[i] for i in share], self.bar.update)
     self.answers = [ask(process, share) for process, share in zip(self.processes, self.shares)]
 
 # %% ../nbs/18_text_scores.ipynb #fe5755f5
