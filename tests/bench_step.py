@@ -1,8 +1,9 @@
 """A training step of the true-size model (122 M parameters, random weights, dropout off): the released form,
 taken from the study "One step, two forms", beside ours.
-Eight videos with 25 events, 32 frames, captions of the length of those of ActivityNet. Same weights and batch,
+Eight videos with 25 events, 32 frames, captions as long as those of ActivityNet. Same weights, same batch,
 losses equal to 1e-4. Time is forward and backward; memory is what a process of its own needs above its state
 before the step; at the end the same with `torch.compile`d layers."""
+import json
 import random
 import resource
 import shutil
