@@ -273,31 +273,32 @@ class OpenAIBackend:
         self.options = dict(model=model, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
         self.about = {"backend": "openai", "base_url": base_url or "default", **self.options}
 
-# %% ../nbs/13_writers.ipynb #4cd34f45
+# %% ../nbs/13_writers.ipynb #789996e2
 def _work(
     function: Callable,
     todo: queue.SimpleQueue,        # (number, question)
     done: queue.SimpleQueue,        # Gets (number, answer, None) or (number, None, error)
+    room: threading.Semaphore,      # For as many questions as may be under way or not yet kept
     end: threading.Event,           # Set when nobody waits any more
 ) -> None:
     "Answer questions until none is left."
-    while not end.is_set():
+    while room.acquire() and not end.is_set():
         try: i, question = todo.get_nowait()
         except queue.Empty: return
         try: done.put((i, function(question), None))
         except Exception as e: done.put((i, None, e))
 
-# %% ../nbs/13_writers.ipynb #9e08a8b9
-def _start_threads(function: Callable, questions: list, n: int, end: threading.Event) -> queue.SimpleQueue:
+# %% ../nbs/13_writers.ipynb #399317b0
+def _start_threads(function: Callable, questions: list, n: int, *controls) -> queue.SimpleQueue:
     "Answer `questions` in `n` threads; the queue gets what `_work` puts there."
     todo: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
     for pair in enumerate(questions): todo.put(pair)
-    for _ in range(min(n, len(questions))):
-        threading.Thread(target=_work, args=(function, todo, done, end), daemon=True).start()
+    for _ in range(n):
+        threading.Thread(target=_work, args=(function, todo, done, *controls), daemon=True).start()
     return done
 
-# %% ../nbs/13_writers.ipynb #7736da7d
+# %% ../nbs/13_writers.ipynb #67f34f70
 def _in_threads(
     function: Callable,
     questions: list,
@@ -305,20 +306,24 @@ def _in_threads(
 ) -> Iterator:
     """Yields (i, function(questions[i])) as each is done. Ctrl-C and the first error come out after all
     answers that are there; then no further question is begun."""
+    room = threading.Semaphore(n)
     end = threading.Event()
-    done = _start_threads(function, questions, n, end)
+    done = _start_threads(function, questions, n, room, end)
     try:
         for _ in questions:
             i, answer, error = done.get()
             if error: raise error
             yield i, answer
+            room.release()
     except (KeyboardInterrupt, Exception):
         end.set()
         while not done.empty():
             i, answer, error = done.get()
             if not error: yield i, answer
         raise
-    finally: end.set()
+    finally:
+        end.set()
+        room.release(n)
 
 # %% ../nbs/13_writers.ipynb #92053410
 @patch

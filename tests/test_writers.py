@@ -317,7 +317,7 @@ class Interrupted:
     def get(self):
         if self.interrupted: return self.done.get()
         self.interrupted = True
-        while self.done.qsize() < 3: time.sleep(.01)
+        while self.done.qsize() < 2: time.sleep(.01)
         raise KeyboardInterrupt
 
 
@@ -329,22 +329,32 @@ def test_an_interrupt_gives_out_what_is_answered_first(monkeypatch):
         if x == "slow": time.sleep(1)
         return x.upper()
     with pytest.raises(KeyboardInterrupt):
-        for o in module._in_threads(answer, ["a", "slow", "b", "c"], 2): answers.append(o)
-    assert set(answers) == {(0, "A"), (2, "B"), (3, "C")}
+        for o in module._in_threads(answer, ["a", "slow", "b", "c"], 3): answers.append(o)
+    assert set(answers) == {(0, "A"), (2, "B")}
 
 
 def test_an_error_gives_out_what_is_answered_first():
+    "The late answer is there when the error is read."
+    pauses = {"bad": .2, "a": 0., "late": .4}
     answers = []
     def answer(x):
-        if x == "bad":
-            time.sleep(.3)
-            raise ValueError("bad")
+        time.sleep(pauses[x])
+        if x == "bad": raise ValueError("bad")
         return x
     with pytest.raises(ValueError, match="bad"):
-        for o in module._in_threads(answer, ["bad", *"abcde"], 2):
-            time.sleep(.2)
-            answers.append(o)
-    assert {x for _, x in answers} == set("abcde")
+        for _, x in module._in_threads(answer, list(pauses), 3):
+            answers.append(x)
+            time.sleep(.6)
+    assert answers == ["a", "late"]
+
+
+def test_no_question_is_begun_before_an_answer_is_kept():
+    "Two threads: one answer is being kept, so one more at most has been asked."
+    asked = []
+    for k, _ in enumerate(module._in_threads(asked.append, list(range(6)), 2)):
+        time.sleep(.05)
+        assert len(asked) <= k + 2
+    assert sorted(asked) == list(range(6))
 
 
 STOPPED = """
@@ -398,23 +408,28 @@ def start(*args):
     return p
 
 
-def kill_after_five(p, folder):
-    "kill -9 as soon as there are five answers more; how many there are then."
-    before = len(rows(folder))
+def kill_after_three(p, cache):
+    "kill -9 as soon as there are three answers more."
+    cache.refresh()
+    before = len(cache.rows)
     begin = time.time()
-    while p.is_alive() and len(rows(folder)) < before + 5 and time.time() - begin < 60: time.sleep(.01)
+    while len(cache.rows) < before + 3 and time.time() - begin < 60:
+        time.sleep(.02)
+        cache.refresh()
     p.kill()
     p.join()
-    assert len(rows(folder)) > before
+    cache.refresh()
+    assert p.exitcode == -signal.SIGKILL and len(cache.rows) > before
 
 
 def test_killed_ten_times_and_continued(tmp_path):
     "No answer is lost, none is kept twice, and every video has its N - 1 in the end."
     pytest.importorskip("openai")
     prepare(tmp_path)                                                               # 80 gaps
-    server = Server(pause=.02)
+    server = Server(pause=.1)
     server.plan = [("text", f"A man lifts box {i}.") for i in range(0, 60, 2)]      # some echoes on the way
-    for _ in range(10): kill_after_five(start(tmp_path, server.url, 2, .3), tmp_path)
+    cache = AnswerCache(tmp_path/"synthetic.sqlite")
+    for _ in range(10): kill_after_three(start(tmp_path, server.url, 2, .3), cache)
     p = start(tmp_path, server.url, 8, .3)
     p.join()
     captions = read_json(tmp_path/"synthetic.json")
