@@ -82,19 +82,19 @@ class VideoEncoder(nn.Module):
     def forward(self, frames):
         return self.out(self.encoder(self.embed(frames)))                           # [M,T,decoder_width]
 
-# %% ../nbs/10_captioner.ipynb #efa3f4dd
+# %% ../nbs/10_captioner.ipynb #d0a089b8
 _GELU = "gelu_pytorch_tanh"    # the function that GPT-2 calls gelu_new, in one kernel instead of seven
-_SHAPE = dict(decoder_width="n_embd", decoder_layers="n_layer", decoder_heads="n_head")  # ours, GPT-2's
+_SHAPE = dict(decoder_width="n_embd", decoder_layers="n_layer", decoder_heads="n_head")  # in GPT-2's words
 
-# %% ../nbs/10_captioner.ipynb #ecf8abc4
+# %% ../nbs/10_captioner.ipynb #7cfa011d
 def _random_decoder(c, rows: int):
     "A GPT-2 with random weights."
-    shape = {theirs: getattr(c, ours) for ours, theirs in _SHAPE.items()}
+    shape = {word: getattr(c, setting) for setting, word in _SHAPE.items()}
     drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
     ends = dict(bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(GPT2Config(vocab_size=rows, activation_function=_GELU, **shape, **drop, **ends))
 
-# %% ../nbs/10_captioner.ipynb #bca984b1
+# %% ../nbs/10_captioner.ipynb #689af4f9
 def _pretrained_decoder(c, rows: int):
     "The GPT-2 that `pretrained` names. `InputError` if it cannot be had or has another shape."
     name = f"captioner.pretrained={c.pretrained!r}"
@@ -102,10 +102,11 @@ def _pretrained_decoder(c, rows: int):
     except OSError:
         raise InputError(f"{name}: neither a local folder nor reachable on the model hub; "
                          "give a folder, or pretrained=none for random weights") from None
-    for ours, theirs in _SHAPE.items():
-        there = getattr(gpt2.config, theirs)
-        here = getattr(c, ours)
-        if there != here: raise InputError(f"{name} has {ours}={there}, the configuration says {ours}={here}")
+    for setting, word in _SHAPE.items():
+        size = getattr(gpt2.config, word)
+        wanted = getattr(c, setting)
+        if size != wanted:
+            raise InputError(f"{name} has {setting}={size}, the configuration says {setting}={wanted}")
     gpt2.resize_token_embeddings(rows, mean_resizing=False)
     return gpt2
 
@@ -352,7 +353,7 @@ def _read_beams(self: Captioner, token, parent, sees, place: int, cache):
     x = self.decoder.transformer.wte(token)
     return _read(self.decoder, x, torch.full_like(token, place), sees, cache), sees
 
-# %% ../nbs/10_captioner.ipynb #a50957e3
+# %% ../nbs/10_captioner.ipynb #b6e55736
 @patch
 def beam_search(self: Captioner,
     prompt,         # [M,P,d] embedded
@@ -370,7 +371,7 @@ def beam_search(self: Captioner,
     ended = texts.expand(M, K, most)
     ended_scores = scores.expand(M, K) - torch.inf
     row = torch.arange(M, device=prompt.device)
-    found = texts[:, 0].clone()
+    best = texts[:, 0].clone()
     for t in range(most):
         scores, parent, token = _continue(self.decoder.lm_head(h), texts, scores, t, 2 * K, **rules)
         texts = _pick(texts, parent)                                                # [M,2K,most]
@@ -378,20 +379,21 @@ def beam_search(self: Captioner,
         ends = (token == rules["end"]) | (t + 1 == most)
         share = (t + 1) ** c.length_penalty
         ended, ended_scores = _keep_ended(ended, ended_scores, texts, scores / share, ends)
-        found[row] = ended[:, 0]
+        best[row] = ended[:, 0]
         scores, i = scores.masked_fill(ends, -torch.inf).topk(K)
         live = scores[:, 0] / share > ended_scores[:, -1]
         if not live.any(): break
-        state = (row, ended, ended_scores, scores, i, texts, parent, token, sees)
+        texts = _pick(texts, i)
+        parent = parent.gather(1, i)
+        token = token.gather(1, i)
         if not live.all():
             cache.keep(live)
-            state = tuple(x[live] for x in state)
-        row, ended, ended_scores, scores, i, texts, parent, token, sees = state
-        texts = _pick(texts, i)
-        h, sees = self._read_beams(token.gather(1, i), parent.gather(1, i), sees, P + t, cache)
-    return found
+            state = (row, ended, ended_scores, scores, texts, parent, token, sees)
+            row, ended, ended_scores, scores, texts, parent, token, sees = (x[live] for x in state)
+        h, sees = self._read_beams(token, parent, sees, P + t, cache)
+    return best
 
-# %% ../nbs/10_captioner.ipynb #b3bdc1c2
+# %% ../nbs/10_captioner.ipynb #7b966456
 @patch
 def write(self: Captioner,
     frames,                     # [M,T,D], already masked
@@ -405,8 +407,8 @@ def write(self: Captioner,
         video = self.encoder(frames)
         text = self.decoder.transformer.wte(torch.tensor([prompt], device=video.device))
         text = text.expand(len(video), -1, -1).to(video.dtype)
-        found = self.beam_search(torch.cat([video, text], 1), least, most)
-    return [t.strip() for t in self.tokenizer.decode_batch(found.tolist(), skip_special_tokens=True)]
+        ids = self.beam_search(torch.cat([video, text], 1), least, most)
+    return [t.strip() for t in self.tokenizer.decode_batch(ids.tolist(), skip_special_tokens=True)]
 
 # %% ../nbs/10_captioner.ipynb #ac0dc90d
 def parse_paragraph(

@@ -527,6 +527,26 @@ def test_weights_of_an_older_form_are_one_sentence(tmp_path, tokenizer):
         Sail.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("run_folder", [False, True])
+def test_a_model_or_a_run_folder_goes_to_the_hub(tmp_path, tokenizer, monkeypatch, run_folder):
+    model = model_for(tokenizer).float()
+    if run_folder: (tmp_path/"encoder.json").write_text("{}")
+    sent = {}
+
+    class Hub:
+        def create_repo(self, repo_id, exist_ok): sent["id"] = repo_id
+        def upload_folder(self, repo_id, folder_path, ignore_patterns):
+            sent["files"] = sorted(p.name for p in Path(folder_path).iterdir())
+            sent["weights"] = Sail.from_pretrained(folder_path).state_dict()
+
+    monkeypatch.setattr("sail_nbdev.model.HfApi", Hub)
+    model.push_to_hub("owner/name", tmp_path if run_folder else None)
+    files = ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sent["id"] == "owner/name"
+    assert sent["files"] == sorted(files + ["encoder.json"] * run_folder)
+    assert all(torch.equal(v, sent["weights"][k]) for k, v in model.state_dict().items())
+
+
 # -- presets
 
 SIZES = {"activitynet": (81_914_880, 33_699_840, 6_343_936), "youcook2": (81_914_880, 33_752_064, 6_397_696)}
