@@ -31,9 +31,9 @@ from .text_scores import (NO_JAVA, Corpora, Meteor, caption_scores_by_video, exp
                                     tokenize)
 
 # %% auto #0
-__all__ = ['METRICS', 'interval_iou', 'precision_recall', 'uniform_predictions', 'soda_table', 'soda_matching', 'evaluate_many',
-           'evaluate', 'boundary_error', 'semantic_scores', 'print_scores', 'not_scored', 'write_videos',
-           'event_numbers']
+__all__ = ['METRICS', 'video_seconds', 'interval_iou', 'precision_recall', 'uniform_predictions', 'soda_table', 'soda_matching',
+           'evaluate_many', 'evaluate', 'boundary_error', 'semantic_scores', 'print_scores', 'not_scored',
+           'write_videos', 'event_numbers']
 
 # %% ../nbs/19_evaluate.ipynb #a47fd676
 def _as_list(references) -> list:
@@ -77,8 +77,8 @@ def _annotated(source, i: int) -> dict[str, list[Event]]:
     for v, record in records.items(): _seconds(record, f"{name}: video {v}")
     return {v: annotated_events(record, f"{name}: video {v}") for v, record in records.items()}
 
-# %% ../nbs/19_evaluate.ipynb #2ca9145b
-def _durations(references: list) -> dict[str, float]:
+# %% ../nbs/19_evaluate.ipynb #3525afc2
+def video_seconds(references: list) -> dict[str, float]:
     "Seconds of all videos of one or several annotators; the first file that knows a video counts."
     seconds: dict[str, float] = {}
     for i, source in enumerate(references):
@@ -133,7 +133,7 @@ def _layout_event(center: float, width: float, duration: float, caption: str) ->
     end = min(1., center + width / 2)
     return Event(start * duration, end * duration, caption, center, width)
 
-# %% ../nbs/19_evaluate.ipynb #8e87744a
+# %% ../nbs/19_evaluate.ipynb #ce98a1e5
 def uniform_predictions(
     references,                 # A reference file or dict, or a list of them: only ids and durations are read
     n_events: int | dict = 3,   # N events for every video, or {video id: N}; 0 is an empty answer
@@ -148,7 +148,7 @@ def uniform_predictions(
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
             raise InputError(f"uniform_predictions: video {video}: n_events={n!r} must be a number of events")
         return [_layout_event((i + .5) / n, k / n, seconds, caption) for i in range(n)]
-    return {v: layout(v, seconds) for v, seconds in _durations(_as_list(references)).items()}
+    return {v: layout(v, seconds) for v, seconds in video_seconds(_as_list(references)).items()}
 
 # %% ../nbs/19_evaluate.ipynb #989b4342
 @dataclass(frozen=True)
@@ -559,7 +559,7 @@ def _alignment(side: dict, seconds: dict, features, embed, n_frames: int) -> dic
     right = (gain > 0).float() + .5 * (gain == 0)
     return dict(margin=torch.cat(margins).mean().item(), order_accuracy=right.mean().item())
 
-# %% ../nbs/19_evaluate.ipynb #6ed57191
+# %% ../nbs/19_evaluate.ipynb #77db9a3e
 def semantic_scores(
     predictions,            # As in `evaluate`
     references,             # Likewise; the first annotator of a video counts
@@ -574,7 +574,7 @@ def semantic_scores(
     for i, source in enumerate(references): truth = {**_annotated(source, i), **truth}
     ids = [v for v in found if v in truth and v in features]
     if not ids: raise InputError("no predicted video has both a reference and features")
-    seconds = _durations(references)
+    seconds = video_seconds(references)
     errors = [boundary_error(_times(found[v]), _times(truth[v])) for v in ids]
     total, matched = np.sum(errors, 0)
     fit = _alignment({v: found[v] for v in ids}, seconds, features, embed, n_frames)
