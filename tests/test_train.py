@@ -1,4 +1,6 @@
-"Training that is killed, torn, fed with what is not a number, split over processes, and stopped between its stages; and a run folder that can be repeated."
+"""Training that is killed, torn, fed with what is not a number, split over processes, and stopped between its
+stages; a first stage that two methods share; and a run folder that can be repeated."""
+import hashlib
 import json
 import math
 import os
@@ -10,122 +12,212 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_data import data_folder
 
 import sail_nbdev.train
-from sail_nbdev.core import Config, InputError, read_json, save_config, write_json
+from sail_nbdev.config import Config
+from sail_nbdev.core import InputError, read_json, write_json
 from sail_nbdev.model import Sail
-from sail_nbdev.train import _load_validation, train, validation_loss
+from sail_nbdev.train import _draw_curves, _load_validation, stage1_settings, take_over, train
+from sail_nbdev.train import training_settings, validation_loss
 
-TINY = dict(feature_dim=12, d_model=16, n_heads=2, encoder_ffn=24, localizer_ffn=24, decoder_width=20, decoder_heads=2, n_frames=9, n_queries=4, max_captions=4, batch_size=2, accumulate=1, epochs_stage1=2, epochs_stage2=2)
+TINY = {"data.feature_dim": 12, "data.n_frames": 9, "data.max_captions": 4, "localizer.n_queries": 4,
+        "captioner.d_model": 16, "captioner.n_heads": 2, "captioner.encoder_ffn": 24,
+        "captioner.decoder_width": 20, "captioner.decoder_heads": 2,
+        "localizer.d_model": 16, "localizer.n_heads": 2, "localizer.ffn": 24,
+        "train.batch_size": 2, "train.accumulate": 1, "train.epochs_stage1": 2, "train.epochs_stage2": 2}
 UPDATES = 3 * 4         # six videos
+ON_CPU = dict(device="cpu", progress=False)
+COMMANDS = Path(sys.executable).parent
+
+
+def tiny(method="sail", **changes):
+    "`train__lr=1` changes train.lr."
+    return Config.preset("toy", method, TINY | {k.replace("__", "."): v for k, v in changes.items()})
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory): return data_folder(tmp_path_factory.mktemp("data"), lambda n: None)
+def data(tmp_path_factory):
+    return data_folder(tmp_path_factory.mktemp("data"), lambda n: None)
 
 
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
     "A run that nothing happened to."
     out = tmp_path_factory.mktemp("alone")/"run"
-    train(Config.preset("toy", **TINY), data, out, device="cpu", progress=False)
+    train(tiny(), data, out, **ON_CPU)
     return out
 
 
-def same_run(a, b):
-    x, y = (load_file(o/"model.safetensors") for o in (a, b))
+def weights(folder):
+    return load_file(folder/"model.safetensors")
+
+
+def same_weights(a, b):
+    x = weights(a)
+    y = weights(b)
     assert all(torch.equal(x[k], y[k]) for k in x)
+
+
+def same_run(a, b):
+    same_weights(a, b)
     assert (a/"log.jsonl").read_text() == (b/"log.jsonl").read_text()
 
 
-def log(out): return [json.loads(line) for line in (out/"log.jsonl").read_text().splitlines()]
+def log(out):
+    return [json.loads(line) for line in (out/"log.jsonl").read_text().splitlines()]
 
 
 # -- killed
 
 SCRIPT = """
-import sys, time; from sail_nbdev.core import load_config; from sail_nbdev import train as t
+import sys, time
+from sail_nbdev.config import Config
+from sail_nbdev import train as t
 update = t._update
-def slow(*a): time.sleep(.05); return update(*a)
+def slow(*a):
+    time.sleep(.05)
+    return update(*a)
 t._update = slow
-t.train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], resume=True, device="cpu", progress=False, checkpoint_minutes=0)
+go_on = dict(resume=True, device="cpu", progress=False, checkpoint_minutes=0)
+t.train(Config.load(sys.argv[1]), sys.argv[2], sys.argv[3], **go_on)
 """
 
 
+def log_size(out):
+    return (out/"log.jsonl").stat().st_size if (out/"log.jsonl").exists() else 0
+
+
+def wait_for_an_update(process, out, seconds=60):
+    before = log_size(out)
+    end = time.time() + seconds
+    while process.poll() is None and log_size(out) <= before and time.time() < end: time.sleep(.002)
+
+
 def kill_and_continue(tmp_path, data, alone, kills):
-    save_config(Config.preset("toy", **TINY), tmp_path/"c.json")
-    rng, out, done = random.Random(kills), tmp_path/"run", 0
-    def start(): return subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path/"c.json"), str(data), str(out)], stderr=subprocess.PIPE)
+    "Kill a run a moment after an update, `kills` times, and let it end; returns how often it was killed."
+    tiny().save(tmp_path/"c.json")
+    rng = random.Random(kills)
+    out = tmp_path/"run"
+    killed = 0
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path/"c.json"), str(data), str(out)]
     for _ in range(kills):
-        p, begin, before = start(), time.time(), (out/"log.jsonl").stat().st_size if (out/"log.jsonl").exists() else 0
-        while p.poll() is None and ((out/"log.jsonl").stat().st_size if (out/"log.jsonl").exists() else 0) <= before and time.time() - begin < 60: time.sleep(.002)
+        p = subprocess.Popen(command, stderr=subprocess.PIPE)
+        wait_for_an_update(p, out)
         time.sleep(rng.random() * .12)
-        p.send_signal(signal.SIGKILL); p.wait(); done += p.returncode == -signal.SIGKILL
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        killed += p.returncode == -signal.SIGKILL
         if (out/"model.safetensors").exists(): break
-    p = start(); assert p.wait() == 0, p.stderr.read()
+    r = subprocess.run(command, capture_output=True)
+    assert r.returncode == 0, r.stderr
     same_run(alone, out)
-    return done
+    return killed
 
 
-def test_killed_three_times_ends_in_the_same_weights(tmp_path, data, alone): assert kill_and_continue(tmp_path, data, alone, 3) == 3
+def test_killed_three_times_ends_in_the_same_weights(tmp_path, data, alone):
+    assert kill_and_continue(tmp_path, data, alone, 3) == 3
 
 
 @pytest.mark.skipif("SAIL_NIGHT" not in os.environ, reason="takes minutes; set SAIL_NIGHT=1 to run it")
-def test_killed_twenty_times_ends_in_the_same_weights(tmp_path, data, alone): assert sum(kill_and_continue(tmp_path/str(i), data, alone, 5) for i in range(4)) >= 16
+def test_killed_twenty_times_ends_in_the_same_weights(tmp_path, data, alone):
+    folders = [tmp_path/str(i) for i in range(4)]
+    for folder in folders: folder.mkdir()
+    assert sum(kill_and_continue(folder, data, alone, 5) for folder in folders) >= 16
 
 
 # -- checkpoints
 
-def interrupted(data, out, after, **kwargs):
+def interrupted(data, out, after, config=None, **options):
     "Train until `after` updates are done."
-    from sail_nbdev import train as t
-    update, count = t._update, [0]
+    update = sail_nbdev.train._update
+    calls = []
     def stop(*a):
-        if count[0] == after: raise KeyboardInterrupt
-        count[0] += 1
+        if len(calls) == after: raise KeyboardInterrupt
+        calls.append(a)
         return update(*a)
-    t._update = stop
-    try: train(Config.preset("toy", **TINY), data, out, resume=True, device="cpu", progress=False, checkpoint_minutes=0, **kwargs)
+    sail_nbdev.train._update = stop
+    try: train(config or tiny(), data, out, resume=True, checkpoint_minutes=0, **ON_CPU, **options)
     except KeyboardInterrupt: pass
-    finally: t._update = update
+    finally: sail_nbdev.train._update = update
 
 
-@pytest.mark.parametrize("harm", [lambda f: f.write_bytes(f.read_bytes()[:-100]), lambda f: f.unlink(), lambda f: f.write_bytes(b"")])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def go_on(data, out, config=None):
+    return train(config or tiny(), data, out, resume=True, **ON_CPU)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+HARMS = {"cut": lambda f: f.write_bytes(f.read_bytes()[:-100]), "gone": lambda f: f.unlink(),
+         "empty": lambda f: f.write_bytes(b"")}
+PARTS = ["model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("name", PARTS)
 def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(tmp_path, data, alone, harm, name):
-    interrupted(data, tmp_path/"run", 8)
-    found = sorted((tmp_path/"run"/"checkpoints").iterdir())
-    assert [p.name for p in found] == ["00000007", "00000008"]
-    harm(found[1]/name)
+    out = tmp_path/"run"
+    interrupted(data, out, 8)
+    assert names(out/"checkpoints") == ["00000007", "00000008"]
+    HARMS[harm](out/"checkpoints"/"00000008"/name)
     with pytest.warns(UserWarning, match="00000008: cannot be read .*going on from the one before"):
-        train(Config.preset("toy", **TINY), data, tmp_path/"run", resume=True, device="cpu", progress=False)
-    same_run(alone, tmp_path/"run")
-    assert not (tmp_path/"run"/"checkpoints").exists()
+        go_on(data, out)
+    same_run(alone, out)
+    assert not (out/"checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_only_checkpoint_torn_means_from_the_start(tmp_path, data, alone, name):
+    "Nothing of a checkpoint is loaded before all of it was read."
+    out = tmp_path/"run"
+    interrupted(data, out, 1)
+    (out/"checkpoints"/"00000001"/name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="00000001: cannot be read"): go_on(data, out)
+    same_run(alone, out)
+
+
+def test_moments_are_kept_by_name(tmp_path, data):
+    interrupted(data, tmp_path/"run", 8)
+    model = Sail.from_pretrained(tmp_path/"run"/"checkpoints"/"00000008")
+    names = {n for n, _ in model.named_parameters()}
+    keys = load_file(tmp_path/"run"/"checkpoints"/"00000008"/"optimizer.safetensors").keys()
+    assert {k.rsplit(".", 1)[0] for k in keys} == names
+    assert {k.rsplit(".", 1)[1] for k in keys} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+LIMITED = SCRIPT.replace("import sys, time", "import resource, signal, sys, time").replace("go_on =", """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+go_on =""")
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
-    "Files may grow to 20 kB only: the first checkpoint cannot be written. Later there is room."
-    code = SCRIPT.replace("import sys, time;", "import sys, time, resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);").replace("t.train(", "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\nt.train(")
-    save_config(Config.preset("toy", **TINY), tmp_path/"c.json")
-    interrupted(data, tmp_path/"run", 4)
-    before = sorted(p.name for p in (tmp_path/"run"/"checkpoints").iterdir())
-    r = subprocess.run([sys.executable, "-c", code, str(tmp_path/"c.json"), str(data), str(tmp_path/"run")], capture_output=True, text=True)
-    assert "InputError" in r.stderr and "cannot be written" in r.stderr and "--resume goes on from them" in r.stderr, r.stderr[-1500:]
-    assert sorted(p.name for p in (tmp_path/"run"/"checkpoints").iterdir()) == before == ["00000003", "00000004"]
-    train(Config.preset("toy", **TINY), data, tmp_path/"run", resume=True, device="cpu", progress=False)
-    same_run(alone, tmp_path/"run")
+    "Files may grow to 20 kB only: the next checkpoint cannot be written. Later there is room."
+    out = tmp_path/"run"
+    tiny().save(tmp_path/"c.json")
+    interrupted(data, out, 4)
+    before = names(out/"checkpoints")
+    command = [sys.executable, "-c", LIMITED, str(tmp_path/"c.json"), str(data), str(out)]
+    r = subprocess.run(command, capture_output=True, text=True)
+    for words in ("InputError", "cannot be written", "--resume goes on from them"):
+        assert words in r.stderr, r.stderr[-1500:]
+    assert names(out/"checkpoints") == before == ["00000003", "00000004"]
+    go_on(data, out)
+    same_run(alone, out)
 
 
 def test_a_torn_last_line_of_the_log_is_cut(tmp_path, data, alone):
     out = tmp_path/"run"
     interrupted(data, out, 4)
     with (out/"log.jsonl").open("a") as f: f.write('{"stage": 1, "epo')
-    with pytest.warns(UserWarning, match="log.jsonl: the last line is torn and was cut"):
-        train(Config.preset("toy", **TINY), data, out, resume=True, device="cpu", progress=False)
+    with pytest.warns(UserWarning, match="log.jsonl: the last line is torn and was cut"): go_on(data, out)
     same_run(alone, out)                                            # also the curves at the end read the log
 
 
@@ -134,72 +226,232 @@ def test_a_torn_line_in_the_middle_of_the_log_is_named(tmp_path, data):
     interrupted(data, out, 4)
     lines = (out/"log.jsonl").read_text().splitlines()
     (out/"log.jsonl").write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]) + "\n")
-    with pytest.raises(InputError, match="log.jsonl: line 2 is not JSON"):
-        train(Config.preset("toy", **TINY), data, out, resume=True, device="cpu", progress=False)
+    with pytest.raises(InputError, match="log.jsonl: line 2 is not JSON"): go_on(data, out)
+
+
+def on_command_line(data, out, *options):
+    "sail_train toy on a CPU."
+    overrides = [f"{k}={v}" for k, v in TINY.items()]
+    command = [str(COMMANDS/"sail_train"), "toy", "--data", str(data), "--out", str(out), "--device", "cpu"]
+    return subprocess.run([*command, *options, "--override", *overrides], capture_output=True, text=True)
 
 
 def test_stages_one_after_the_other(tmp_path, data, alone):
-    command = [str(Path(sys.executable).parent/"sail_train"), "toy", "--data", str(data), "--out", str(tmp_path/"run"), "--device", "cpu", "--override", *(f"{k}={v}" for k, v in TINY.items())]
-    assert subprocess.run([*command, "--stage", "1"], capture_output=True).returncode == 0
-    assert (tmp_path/"run"/"stage1"/"state.json").exists() and not (tmp_path/"run"/"model.safetensors").exists() and len(log(tmp_path/"run")) == UPDATES // 2
-    assert subprocess.run([*command, "--resume"], capture_output=True).returncode == 0
-    same_run(alone, tmp_path/"run")
-    r = subprocess.run([*command, "--stage", "3"], capture_output=True, text=True)
-    assert r.returncode == 2 and r.stderr.strip() == "sail_train: --stage 3: must be 1 or 2"
+    out = tmp_path/"run"
+    assert on_command_line(data, out, "--stage", "1").returncode == 0
+    assert (out/"stage1"/"state.json").exists()
+    assert not (out/"model.safetensors").exists()
+    assert len(log(out)) == UPDATES // 2
+    assert on_command_line(data, out, "--resume").returncode == 0
+    same_run(alone, out)
+    r = on_command_line(data, out, "--resume", "--stage", "3")
+    assert r.returncode == 2
+    assert "stage 3: must be 1 or 2" in r.stderr
+
+
+# -- what is shared
+
+def captioner_of(folder):
+    return {k: v for k, v in weights(folder).items() if k.startswith("captioner.")}
+
+
+def localizer_of(model):
+    return {k: v for k, v in model.state_dict().items() if k.startswith("localizer.")}
+
+
+def fresh(config, folder):
+    "The model that a run of `config` starts with, made with the tokens of the run in `folder`."
+    tokenizer = Sail.from_pretrained(folder).captioner.tokenizer
+    return sail_nbdev.train._untrained(config, None, tokenizer)
+
+
+@pytest.mark.parametrize("first,second", [("uniform", "ilcacm"), ("sail", "uniform"), ("ilcacm", "sail")])
+def test_a_first_stage_is_shared_by_methods_with_other_localizers(tmp_path, data, first, second):
+    "The captioner and its moments go on; the localizer is the one that the seed makes."
+    train(tiny(first), data, tmp_path/"first", last_stage=1, **ON_CPU)
+    config = tiny(second)
+    model = train(config, data, tmp_path/"second", stage1=tmp_path/"first", **ON_CPU)
+    assert log(tmp_path/"second")[0]["step"] == UPDATES // 2
+    assert bool(localizer_of(model)) == (second != "uniform")
+    stage1 = tmp_path/"second"/"stage1"
+    same_weights(stage1, tmp_path/"first"/"stage1")
+
+
+def test_what_a_taken_over_stage_leaves_to_the_seed(tmp_path, data):
+    train(tiny("uniform"), data, tmp_path/"first", last_stage=1, **ON_CPU)
+    start = fresh(tiny(), tmp_path/"first"/"stage1")
+    seeded = {k: v.clone() for k, v in localizer_of(start).items()}
+    optimizer = sail_nbdev.train._adamw(start, tiny())
+    position = sail_nbdev.train._load_stage1(tmp_path/"first"/"stage1", start, optimizer)
+    assert (position.stage, position.epoch, position.step) == (2, 0, UPDATES // 2)
+    assert all(torch.equal(v, seeded[k]) for k, v in localizer_of(start).items())
+    taken = captioner_of(tmp_path/"first"/"stage1")
+    assert all(torch.equal(start.state_dict()[k], v) for k, v in taken.items())
+    names = [n for n, _ in start.named_parameters()]
+    with_state = {names[i] for i in optimizer.state_dict()["state"]}
+    assert with_state == {n for n in names if n.startswith("captioner.")}
+
+
+def test_sail_plus_takes_over_its_localizer_too(tmp_path, data):
+    "L_align trains it in stage 1, so a run that takes that stage over ends as one that trained it."
+    train(tiny("sail_plus"), data, tmp_path/"whole", **ON_CPU)
+    other = tiny("sail_plus", losses__sim_weight=0)
+    train(other, data, tmp_path/"other", **ON_CPU)
+    train(other, data, tmp_path/"taken", stage1=tmp_path/"whole", **ON_CPU)
+    same_weights(tmp_path/"taken", tmp_path/"other")
+
+
+def test_a_stopped_run_with_another_first_stage_ends_the_same(tmp_path, data):
+    train(tiny("uniform"), data, tmp_path/"first", last_stage=1, **ON_CPU)
+    train(tiny(), data, tmp_path/"whole", stage1=tmp_path/"first", **ON_CPU)
+    interrupted(data, tmp_path/"run", 2, stage1=tmp_path/"first")
+    go_on(data, tmp_path/"run")
+    same_run(tmp_path/"run", tmp_path/"whole")
+
+
+def test_a_first_stage_of_other_captions_is_refused(tmp_path, data):
+    train(tiny(), data, tmp_path/"first", last_stage=1, **ON_CPU)
+    other = shutil.copytree(data, tmp_path/"data")
+    rows = read_json(other/"annotations"/"train.json")
+    for row in rows.values(): row["sentences"] = [f"Quite something else {c}" for c in row["sentences"]]
+    write_json(other/"annotations"/"train.json", rows)
+    with pytest.raises(InputError, match="trained on other data"):
+        train(tiny("ilcacm"), other, tmp_path/"second", stage1=tmp_path/"first", **ON_CPU)
+
+
+def test_settings_follow_from_the_groups():
+    assert stage1_settings(tiny()) == stage1_settings(tiny("ilcacm")) == stage1_settings(tiny("uniform"))
+    assert stage1_settings(tiny("sail_plus")) != stage1_settings(tiny())
+    more = [("seed", 3), ("train.epochs_stage2", 3), ("captioner.dropout", .5), ("data.n_frames", 8)]
+    for name, value in more:
+        assert stage1_settings(tiny().changed({name: value})) != stage1_settings(tiny()), name
+    for name, value in (("localizer.tau", 1.), ("losses.sim_margin", .2), ("decode.beams", 7)):
+        assert stage1_settings(tiny().changed({name: value})) == stage1_settings(tiny()), name
+    plus = tiny("sail_plus")
+    assert stage1_settings(plus.changed({"localizer.convs": 1})) != stage1_settings(plus)
+    assert training_settings(tiny().changed({"decode.beams": 7})) == training_settings(tiny())
+    assert training_settings(tiny().changed({"losses.sim_margin": .2})) != training_settings(tiny())
+
+
+def test_a_run_is_taken_over_with_another_way_of_predicting(tmp_path, alone):
+    config = tiny(decode__beams=1)
+    write_json(alone/"counts_val.json", {})
+    take_over(alone, tmp_path/"run", config)
+    (alone/"counts_val.json").unlink()
+    assert Sail.from_pretrained(tmp_path/"run").config == config
+    assert read_json(tmp_path/"run"/"run.json")["taken_over"] == os.path.relpath(alone, tmp_path/"run")
+    assert not (tmp_path/"run"/"counts_val.json").exists()
+    same_weights(alone, tmp_path/"run")
+    take_over(alone, tmp_path/"run", config)                        # it is there already
+    with pytest.raises(InputError, match="another configuration"): take_over(alone, tmp_path/"run", tiny())
 
 
 def test_a_run_says_what_it_was_made_of(alone, data):
     about = read_json(alone/"run.json")
-    assert set(about) == {"versions", "git", "seed", "command", "data", "data_sha256"} and set(about["data_sha256"]) == {"annotations/train.json", "synthetic.json", "features/store.json", "text/store.json", "synthetic_text/store.json"}
-    import hashlib
-    assert about["data_sha256"]["synthetic.json"] == hashlib.sha256((data/"synthetic.json").read_bytes()).hexdigest()
+    assert set(about) == {"versions", "git", "seed", "command", "data", "data_sha256"}
+    stores = {f"{name}/store.json" for name in ("features", "text", "synthetic_text")}
+    assert set(about["data_sha256"]) == {"annotations/train.json", "synthetic.json", *stores}
+    digest = hashlib.sha256((data/"synthetic.json").read_bytes()).hexdigest()
+    assert about["data_sha256"]["synthetic.json"] == digest
+
+
+def test_data_of_another_configuration_are_refused(tmp_path, data):
+    loaded = sail_nbdev.train.load_training_data(data, tiny())
+    with pytest.raises(InputError, match="loaded for another configuration"):
+        train(tiny(train__lr=1.), loaded, tmp_path/"run", **ON_CPU)
+
+
+def test_boundaries_teach_the_upper_bound_only(tmp_path):
+    "They are read from truth/, and by nothing but losses.supervision='boundaries'."
+    data = data_folder(tmp_path/"data", lambda n: None)
+    rows = read_json(data/"annotations"/"train.json")
+    for row in rows.values(): row["timestamps"] = [[5. * i, 5. * i + 4] for i in range(len(row["sentences"]))]
+    write_json(data/"truth"/"train.json", rows)
+    config = tiny("sail_plus", losses__supervision="boundaries")
+    batch = sail_nbdev.train.load_training_data(data, config).batch([0])
+    assert batch.segments[0].flatten().tolist() == pytest.approx([0, .2, .25, .45])
+    assert sail_nbdev.train.load_training_data(data, tiny("sail_plus")).batch([0]).segments is None
+    train(config, data, tmp_path/"run", **ON_CPU)
+
+
+def test_stages_of_no_epochs(tmp_path, data):
+    train(tiny(train__epochs_stage1=0), data, tmp_path/"second", **ON_CPU)
+    assert {r["stage"] for r in log(tmp_path/"second")} == {2}
+    train(tiny(train__epochs_stage1=0, train__epochs_stage2=0), data, tmp_path/"none", **ON_CPU)
+    assert log(tmp_path/"none") == []
 
 
 # -- not a number
 
 def poisoned(monkeypatch, when):
     "The loss, or its gradient, is not finite at the calls that `when` names."
-    forward, calls = Sail.forward, [0]
-    def bad(self, batch, **kwargs):
-        out, how = forward(self, batch, **kwargs), when(calls[0])
-        calls[0] += 1
-        if how == "loss": return {**out, "total": out["total"] * math.nan}
-        if how == "gradient": return {**out, "total": out["total"] + 0 * (next(self.parameters()).flatten()[0] * 0).sqrt()}     # 0 times the infinite slope of a root at 0
-        return out
+    forward = Sail.forward
+    calls = []
+    def bad(self, batch, **options):
+        losses = forward(self, batch, **options)
+        what = when(len(calls))
+        calls.append(what)
+        if what == "loss": return {**losses, "total": losses["total"] * math.nan}
+        if what != "gradient": return losses
+        root = (next(self.parameters()).flatten()[0] * 0).sqrt()        # its slope at 0 is infinite
+        return {**losses, "total": losses["total"] + 0 * root}
     monkeypatch.setattr(Sail, "forward", bad)
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-def test_an_update_that_is_not_finite_is_left_out(tmp_path, data, monkeypatch, how):
-    poisoned(monkeypatch, lambda i: how if i in (2, 5, 6, 7) else None)
-    train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False)
+def all_finite(path):
+    return all(w.isfinite().all() for w in load_file(path).values())
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_is_left_out(tmp_path, data, monkeypatch, what):
+    poisoned(monkeypatch, lambda i: what if i in (2, 5, 6, 7) else None)
+    train(tiny(), data, tmp_path/"run", **ON_CPU)
     rows = log(tmp_path/"run")
-    assert [i for i, r in enumerate(rows) if r.get("skipped")] == [2, 5, 6, 7] and len(rows) == UPDATES
-    assert all(math.isfinite(r["total"]) for i, r in enumerate(rows) if i not in (2, 5, 6, 7))
-    assert all(w.isfinite().all() for w in load_file(tmp_path/"run"/"model.safetensors").values())
+    assert len(rows) == UPDATES
+    assert [i for i, r in enumerate(rows) if r.get("skipped")] == [2, 5, 6, 7]
+    assert all(math.isfinite(r["total"]) for r in rows if not r.get("skipped"))
+    assert all_finite(tmp_path/"run"/"model.safetensors")
 
 
-def test_ten_in_a_row_stop_the_run(tmp_path, data, monkeypatch, alone):
+def test_ten_in_a_row_stop_the_run(tmp_path, data, monkeypatch):
+    out = tmp_path/"run"
+    poisoned(monkeypatch, lambda i: "loss" if i >= 1 else None)
+    with pytest.raises(FloatingPointError, match="10 updates in a row .*listed in .*bad_batches.json"):
+        train(tiny(train__epochs_stage1=4), data, out, checkpoint_minutes=0, **ON_CPU)
+    ids = read_json(out/"bad_batches.json")
+    assert len(ids) == 10
+    assert all(len(b) == 2 and set(b) <= {f"v{i}" for i in range(6)} for b in ids)
+    for folder in (out/"checkpoints").iterdir():
+        assert all_finite(folder/"model.safetensors")
+        assert all_finite(folder/"optimizer.safetensors")
+
+
+def test_bad_updates_in_a_row_are_counted_over_a_stop(tmp_path, data, monkeypatch):
+    "Four before the stop and six after it are ten."
+    out = tmp_path/"run"
+    config = tiny(train__epochs_stage1=4)
     with monkeypatch.context() as m:
         poisoned(m, lambda i: "loss" if i >= 1 else None)
-        with pytest.raises(FloatingPointError, match="10 updates in a row"): train(Config.preset("toy", **{**TINY, "epochs_stage1": 4}), data, tmp_path/"run", device="cpu", progress=False, checkpoint_minutes=0)
-    ids = read_json(tmp_path/"run"/"bad_batches.json")
-    assert len(ids) == 10 and all(len(b) == 2 and set(b) <= {f"v{i}" for i in range(6)} for b in ids)
-    for folder in (tmp_path/"run"/"checkpoints").iterdir():
-        assert all(w.isfinite().all() for f in ("model", "optimizer") for w in load_file(folder/f"{f}.safetensors").values())
+        interrupted(data, out, 5, config)
+    with monkeypatch.context() as m:
+        poisoned(m, lambda i: "loss")
+        with pytest.raises(FloatingPointError): go_on(data, out, config)
+    assert len(log(out)) == 1 + 9
 
 
 # -- several processes
 
 GO = """
-import sys; from sail_nbdev.core import load_config; from sail_nbdev.train import train
-train(load_config(sys.argv[1]), sys.argv[2], sys.argv[3], device="cpu", progress=False)
+import sys
+from sail_nbdev.config import Config
+from sail_nbdev.train import train
+train(Config.load(sys.argv[1]), sys.argv[2], sys.argv[3], device="cpu", progress=False)
 """
 
 
 def in_two_processes(tmp_path, config, data, out):
     "Train over gloo on a CPU."
-    save_config(config, tmp_path/"c.json")
+    config.save(tmp_path/"c.json")
     (tmp_path/"go.py").write_text(GO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, *map(str, (tmp_path/"go.py", tmp_path/"c.json", data, out))]
@@ -211,21 +463,26 @@ def same_to_rounding(a, b, updates):
     assert len(log(a)) == len(log(b)) == updates
     for x, y in zip(log(a), log(b)):
         for k in x: assert x[k] == pytest.approx(y[k], abs=1e-5), (k, x, y)
-    x, y = (load_file(o/"model.safetensors") for o in (a, b))
+    x = weights(a)
+    y = weights(b)
     assert max(difference(k, x[k], y[k]) for k in x) < 1e-5
 
 
 def difference(name, x, y):
-    "The greatest, without the biases of keys: softmax does not see them, and Adam makes steps of their rounding."
+    "The greatest, without biases of keys: softmax does not see them, and Adam makes steps of their rounding."
     d = (x - y).abs()
-    if name.endswith(("in_proj_bias", "c_attn.bias")): d = torch.cat([d.chunk(3)[0], d.chunk(3)[2]])
-    return d.max().item()
+    if not name.endswith(("in_proj_bias", "c_attn.bias")): return d.max().item()
+    query, _, value = d.chunk(3)
+    return max(query.max().item(), value.max().item())
+
+
+NO_DROPOUT = dict(captioner__dropout=0., localizer__dropout=0.)
 
 
 def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
     "Dropout off: two batches an update, in one process or one in each of two."
-    config = Config.preset("toy", **{**TINY, "batch_size": 1, "accumulate": 2}, dropout=0.)
-    train(config, data, tmp_path/"one", device="cpu", progress=False)
+    config = tiny(train__batch_size=1, train__accumulate=2, **NO_DROPOUT)
+    train(config, data, tmp_path/"one", **ON_CPU)
     in_two_processes(tmp_path, config, data, tmp_path/"two")
     same_to_rounding(tmp_path/"one", tmp_path/"two", UPDATES)
 
@@ -234,122 +491,174 @@ def test_two_processes_are_one_with_twice_the_batches(tmp_path, data):
 def test_batches_that_do_not_divide(tmp_path, update):
     "Eleven batches, four an update: of the last three one process takes two and the other one."
     eleven = data_folder(tmp_path/"data", lambda n: None, videos=11)
-    config = Config.preset("toy", **{**TINY, "batch_size": 1, "accumulate": 4}, dropout=0., update=update)
-    train(config, eleven, tmp_path/"one", device="cpu", progress=False)
+    config = tiny(train__batch_size=1, train__accumulate=4, losses__update=update, **NO_DROPOUT)
+    train(config, eleven, tmp_path/"one", **ON_CPU)
     in_two_processes(tmp_path, config, eleven, tmp_path/"two")
     same_to_rounding(tmp_path/"one", tmp_path/"two", 3 * 4)
 
 
+def test_an_odd_number_of_batches_fills_up(tmp_path, data):
+    "Three batches in two processes, two an update: the only one of the second update fills up."
+    config = tiny(**NO_DROPOUT)
+    train(config.changed({"train.accumulate": 2}), data, tmp_path/"one", **ON_CPU)
+    in_two_processes(tmp_path, config, data, tmp_path/"two")
+    same_to_rounding(tmp_path/"one", tmp_path/"two", 2 * 4)
+
+
+MACHINE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_GPU
+gpu_ids: all
+use_cpu: false
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+main_process_ip: 127.0.0.1
+main_process_port: 0
+mixed_precision: 'no'
+"""
+
+
 def test_accelerate_launches_the_command(tmp_path, data):
-    "The configuration file of a machine with two GPUs and `-m sail_nbdev.train`, here with `--device cpu`."
-    (tmp_path/"two.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\ngpu_ids: all\nuse_cpu: false\nnum_machines: 1\nnum_processes: 2\nmachine_rank: 0\nmain_process_ip: 127.0.0.1\nmain_process_port: 0\nmixed_precision: 'no'\n")
-    save_config(Config.preset("toy", **TINY), tmp_path/"c.json")
-    r = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path/"two.yaml"), "-m", "sail_nbdev.train", str(tmp_path/"c.json"), "--data", str(data), "--out", str(tmp_path/"run"), "--device", "cpu"], capture_output=True, text=True)
+    "The configuration file of a machine with two GPUs, here with `--device cpu`."
+    (tmp_path/"two.yaml").write_text(MACHINE)
+    tiny().save(tmp_path/"c.json")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path/"two.yaml")]
+    call = ["-m", "sail_nbdev.commands", "sail_train", str(tmp_path/"c.json"), "--data", str(data)]
+    where = ["--out", str(tmp_path/"run"), "--device", "cpu"]
+    r = subprocess.run([*launch, *call, *where], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-3000:]
-    assert len(log(tmp_path/"run")) == 2 * 4 and (tmp_path/"run"/"model.safetensors").exists()       # three batches an epoch, two an update
+    assert len(log(tmp_path/"run")) == 2 * 4                        # three batches an epoch, two an update
+    assert (tmp_path/"run"/"model.safetensors").exists()
 
 
 # -- what is logged, kept and compiled
 
 @pytest.fixture(scope="module")
 def data_val(data, tmp_path_factory):
-    "The data with a split \"val\" of four of the videos, whose time stamps are no numbers."
+    'The data with a split "val" of four of the videos, whose time stamps are no numbers.'
     folder = tmp_path_factory.mktemp("with_val")/"data"
     shutil.copytree(data, folder)
     rows = read_json(data/"annotations"/"train.json")
-    write_json(folder/"annotations"/"val.json", {v: {**rows[v], "timestamps": "nonsense"} for v in list(rows)[:4]})
+    val = {v: {**rows[v], "timestamps": "nonsense"} for v in list(rows)[:4]}
+    write_json(folder/"annotations"/"val.json", val)
     return folder
 
 
 def test_validation_reads_captions_only_and_keeps_the_best(tmp_path, data_val, alone):
-    config, out = Config.preset("toy", **TINY), tmp_path/"run"
-    train(config, data_val, out, device="cpu", progress=False, validate=True)
+    out = tmp_path/"run"
+    train(tiny(), data_val, out, validate=True, **ON_CPU)
     rows = log(out)
+    assert [r for r in rows if "val" not in r] == log(alone)        # training is what it is without
     values = {s: [r["val"] for r in rows if r["stage"] == s and "val" in r] for s in (1, 2)}
-    assert [len(v) for v in values.values()] == [2, 2] and [r for r in rows if "val" not in r] == log(alone)        # training is what it is without
-    best, last, held_out = Sail.from_pretrained(out/"best"), Sail.from_pretrained(out), _load_validation(data_val, config, "cpu")
+    assert [len(v) for v in values.values()] == [2, 2]
+    held_out = _load_validation(data_val, tiny(), "cpu")
     assert held_out.ids == [f"v{i}" for i in range(4)]
-    assert validation_loss(best, held_out, 2) == pytest.approx(min(values[2]), abs=1e-6)
-    assert validation_loss(last, held_out, 2) == pytest.approx(values[2][-1], abs=1e-6)
+    best = validation_loss(Sail.from_pretrained(out/"best"), held_out, 2)
+    last = validation_loss(Sail.from_pretrained(out), held_out, 2)
+    assert best == pytest.approx(min(values[2]), abs=1e-6)
+    assert last == pytest.approx(values[2][-1], abs=1e-6)
+
+
+def nats(captioner, frames, text):
+    "Cross-entropy of a text, summed over its tokens, as transformers scores labels; and their number."
+    words = captioner.decoder.transformer.wte(torch.tensor([text]))
+    x = torch.cat([captioner.encoder(frames[None]), words], 1)
+    n = len(text) - 1                                               # all but the mode
+    labels = torch.tensor([[-100] * (len(frames) + 1) + text[1:]])
+    return n * captioner.decoder(inputs_embeds=x, labels=labels).loss.item(), n
+
+
+def texts_of(model, held_out, i, stage):
+    "Frames and tokens of the texts of video i."
+    cap = model.captioner
+    frames = held_out.batch([i]).frames[0]
+    captions = held_out.captions[held_out.ids[i]]
+    end = [cap.ids["<|endoftext|>"]]
+    sentences = [cap.sentence_ids(c) for c in captions]
+    if stage == 1:
+        yield frames, cap.prompt_ids("<FULL>", len(captions)) + sum(sentences, [])[:-1] + end
+        return
+    masks = model.masks(*model.localize(frames[None], len(captions)))[0]
+    for m, s in zip(masks, sentences): yield frames * m[:, None], cap.prompt_ids("<MASK>", 1) + s + end
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_validation_loss_is_the_mean_over_batches(data_val, alone, stage):
     "Each text by itself, with the labels that transformers scores."
-    model, held_out = Sail.from_pretrained(alone), _load_validation(data_val, Config.preset("toy", **TINY), "cpu")
-    cap, means = model.captioner, []
-    def nats(frames, text):
-        x = torch.cat([cap.encoder(frames[None]), cap.decoder.transformer.wte(torch.tensor([text]))], 1)
-        n = len(text) - 1                                                                       # all but the mode
-        return n * cap.decoder(inputs_embeds=x, labels=torch.tensor([[-100] * (len(frames) + 1) + text[1:]])).loss.item(), n
+    model = Sail.from_pretrained(alone)
+    held_out = _load_validation(data_val, tiny(), "cpu")
+    means = []
     for index in ([0, 1], [2, 3]):
-        total = []
-        for i in index:
-            frames, captions = held_out.batch([i]).frames[0], held_out.captions[held_out.ids[i]]
-            if stage == 1: total.append(nats(frames, cap.prompt_ids("<FULL>", len(captions)) + sum(map(cap.sentence_ids, captions), [])[:-1] + [cap.ids["<|endoftext|>"]]))
-            else:
-                masks = model.masks(*model.localize(frames[None], len(captions)))[0]
-                total += [nats(frames * m[:, None], cap.prompt_ids("<MASK>", 1) + cap.sentence_ids(c) + [cap.ids["<|endoftext|>"]]) for m, c in zip(masks, captions)]
-        means.append(sum(a for a, _ in total) / sum(n for _, n in total))
+        texts = [text for i in index for text in texts_of(model, held_out, i, stage)]
+        losses = [nats(model.captioner, frames, text) for frames, text in texts]
+        means.append(sum(a for a, _ in losses) / sum(n for _, n in losses))
     assert validation_loss(model, held_out, stage) == pytest.approx(sum(means) / 2, abs=1e-5)
 
 
-def test_a_stopped_run_with_validation_ends_the_same(tmp_path, data_val, monkeypatch):
-    config, whole, out = Config.preset("toy", **TINY), tmp_path/"whole", tmp_path/"run"
-    train(config, data_val, whole, device="cpu", progress=False, validate=True)
-    calls, real = [0], sail_nbdev.train._update
-    def cut(*args):
-        calls[0] += 1
-        if calls[0] == UPDATES - 1: raise KeyboardInterrupt                                     # in the last epoch, after the validation of the one before
-        return real(*args)
-    with monkeypatch.context() as m:
-        m.setattr(sail_nbdev.train, "_update", cut)
-        with pytest.raises(KeyboardInterrupt): train(config, data_val, out, device="cpu", progress=False, validate=True, checkpoint_minutes=0)
-    train(config, data_val, out, device="cpu", progress=False, validate=True, resume=True)
+def test_a_stopped_run_with_validation_ends_the_same(tmp_path, data_val):
+    "Stopped in the last epoch, after the validation of the one before."
+    whole = tmp_path/"whole"
+    out = tmp_path/"run"
+    train(tiny(), data_val, whole, validate=True, **ON_CPU)
+    interrupted(data_val, out, UPDATES - 2, validate=True)
+    train(tiny(), data_val, out, validate=True, resume=True, **ON_CPU)
     same_run(out, whole)
-    x, y = (load_file(o/"best"/"model.safetensors") for o in (out, whole))
-    assert all(torch.equal(x[k], y[k]) for k in x)
+    same_weights(out/"best", whole/"best")
 
 
 def test_validation_needs_a_split(tmp_path, data):
-    with pytest.raises(InputError, match="val"): train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False, validate=True)
+    with pytest.raises(InputError, match="val"): train(tiny(), data, tmp_path/"run", validate=True, **ON_CPU)
     assert not (tmp_path/"run"/"config.json").exists()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_losses(tmp_path, data):
-    config = Config.preset("toy", **TINY, dropout=0.)
-    train(config, data, tmp_path/"plain", device="cpu", progress=False)
+    config = tiny(**NO_DROPOUT)
+    train(config, data, tmp_path/"plain", **ON_CPU)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    train(config, data, tmp_path/"compiled", device="cpu", progress=False, compile=True)
+    train(config, data, tmp_path/"compiled", compile=True, **ON_CPU)
     for a, b in zip(log(tmp_path/"plain"), log(tmp_path/"compiled")): assert a == pytest.approx(b, abs=1e-4)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before and Sail.from_pretrained(tmp_path/"compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert Sail.from_pretrained(tmp_path/"compiled")
 
 
 def test_curves_are_drawn(alone):
-    from PIL import Image
     with Image.open(alone/"curves.png") as im: assert im.width > im.height > 200
 
 
 def test_drawing_curves_leaves_pyplot_alone(alone, tmp_path):
-    "A first figure inside a context of its own would switch off the figures of the notebook that trains."
+    "Whoever trains may be drawing."
     shutil.copy(alone/"log.jsonl", tmp_path)
-    code = "import sys; from pathlib import Path; from sail_nbdev.train import _draw_curves; _draw_curves(Path(sys.argv[1])); assert 'matplotlib.pyplot' not in sys.modules"
-    r = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert r.returncode == 0 and r.stderr == "" and (tmp_path/"curves.png").exists(), r.stderr[-2000:]
+    figures = plt.get_fignums()
+    settings = dict(plt.rcParams)
+    _draw_curves(tmp_path)
+    assert (tmp_path/"curves.png").exists()
+    assert plt.get_fignums() == figures
+    assert dict(plt.rcParams) == settings
 
 
 def test_trackers(tmp_path, data):
-    train(Config.preset("toy", **TINY), data, tmp_path/"run", device="cpu", progress=False, track="tensorboard")
+    train(tiny(), data, tmp_path/"run", track="tensorboard", **ON_CPU)
     assert list((tmp_path/"run").rglob("events.out.tfevents.*"))
-    with pytest.raises(InputError, match="track=nothing: accelerate knows no such tracker"): train(Config.preset("toy", **TINY), data, tmp_path/"no", device="cpu", progress=False, track="nothing")
+    with pytest.raises(InputError, match="track=nothing: accelerate knows no such tracker"):
+        train(tiny(), data, tmp_path/"no", track="nothing", **ON_CPU)
     assert not (tmp_path/"no"/"config.json").exists()
 
 
 # -- what will it take
 
+def estimate(preset, *overrides):
+    command = [str(COMMANDS/"sail_train"), preset, "--estimate", "--device", "cpu", "--override", *overrides]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def test_an_estimate_needs_no_data():
-    r = subprocess.run([str(Path(sys.executable).parent/"sail_train"), "toy", "--estimate", "--device", "cpu"], capture_output=True, text=True)
-    assert r.returncode == 2 and "--estimate for toy: needs --data" in r.stderr
-    r = subprocess.run([str(Path(sys.executable).parent/"sail_train"), "activitynet", "--estimate", "--device", "cpu", "--override", *(f"{k}={v}" for k, v in TINY.items() if not k.startswith("epochs")), "vocab_size=300"], capture_output=True, text=True)
-    assert r.returncode == 0 and r.stdout.startswith("activitynet, 10,009 videos, on cpu") and "SAIL, 1 x A6000, as published: training 1.68 h, inference 7.0 min" in r.stdout, r
+    r = estimate("toy")
+    assert r.returncode == 2
+    assert "--estimate for toy: needs --data" in r.stderr
+    small = [f"{k}={v}" for k, v in TINY.items() if "epochs" not in k]
+    r = estimate("activitynet", *small, "captioner.vocab_size=300")
+    assert r.returncode == 0, r.stderr
+    assert r.stdout.startswith("activitynet, 10,009 videos, on cpu")
+    assert "SAIL, 1 x A6000, as published: training 1.68 h, inference 7.0 min" in r.stdout
