@@ -690,7 +690,7 @@ def _untrained(config: Config, data, tokenizer) -> Sail:
     set_seed(derive_seed(config.seed, "init"))
     return Sail(config, tokenizer)
 
-# %% ../nbs/15_train.ipynb #6fb5cd38
+# %% ../nbs/15_train.ipynb #717899d7
 def train(
     config: Config,
     data,                           # `DeviceData`, or a data folder
@@ -707,7 +707,7 @@ def train(
     track: str | None = None,       # Also log to a tracker of accelerate: tensorboard, wandb, mlflow, …
 ) -> Sail:
     """Train both stages and write the run folder. Interrupted at any time, `resume=True` goes on to the same
-    numbers. `FloatingPointError` after ten updates in a row that are not finite, whose videos are listed."""
+    numbers. `FloatingPointError` after ten bad updates in a row, whose videos `bad_batches.json` lists."""
     out = writable_dir(out)
     folder = None if isinstance(data, DeviceData) else Path(data)
     _check_request(config, data, out, resume, stage1, last_stage, validate)
@@ -724,15 +724,14 @@ def train(
     training = _Training(acc, model, optimizer, data, out, val, checkpoint_minutes, progress)
     with _closing(acc, out): return training.run(_compiled(model) if compile else model, position, last_stage)
 
-# %% ../nbs/15_train.ipynb #e2e9e6c3
+# %% ../nbs/15_train.ipynb #6d5ad0f6
 @contextmanager
 def _closing(acc, out: Path):
     "Close the trackers at the end of the block; the videos of ten bad updates go to `bad_batches.json`."
     try: yield
     except _BadBatches as e:
-        path = out/"bad_batches.json"
-        write_json(path, e.ids)
-        raise FloatingPointError(f"{e}; the videos in them are listed in {path}") from None
+        write_json(out/"bad_batches.json", e.ids)
+        raise
     finally:
         for t in acc.trackers: t.finish()           # `end_training` would leave no group for another run
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -33,7 +32,7 @@ TINY = {"data.feature_dim": 12, "data.n_frames": 9, "data.max_captions": 4, "loc
         "train.batch_size": 2, "train.accumulate": 1, "train.epochs_stage1": 2, "train.epochs_stage2": 2}
 UPDATES = 3 * 4         # six videos
 ON_CPU = dict(device="cpu", progress=False)
-COMMANDS = Path(sys.executable).parent
+SAIL_TRAIN = ["-m", "sail_nbdev.commands", "sail_train"]
 
 
 def tiny(method="sail", **changes):
@@ -232,13 +231,14 @@ def test_a_torn_line_in_the_middle_of_the_log_is_named(tmp_path, data):
 def on_command_line(data, out, *options):
     "sail_train toy on a CPU."
     overrides = [f"{k}={v}" for k, v in TINY.items()]
-    command = [str(COMMANDS/"sail_train"), "toy", "--data", str(data), "--out", str(out), "--device", "cpu"]
+    command = [sys.executable, *SAIL_TRAIN, "toy", "--data", str(data), "--out", str(out), "--device", "cpu"]
     return subprocess.run([*command, *options, "--override", *overrides], capture_output=True, text=True)
 
 
 def test_stages_one_after_the_other(tmp_path, data, alone):
     out = tmp_path/"run"
-    assert on_command_line(data, out, "--stage", "1").returncode == 0
+    r = on_command_line(data, out, "--stage", "1")
+    assert r.returncode == 0, r.stderr
     assert (out/"stage1"/"state.json").exists()
     assert not (out/"model.safetensors").exists()
     assert len(log(out)) == UPDATES // 2
@@ -246,7 +246,7 @@ def test_stages_one_after_the_other(tmp_path, data, alone):
     same_run(alone, out)
     r = on_command_line(data, out, "--resume", "--stage", "3")
     assert r.returncode == 2
-    assert "stage 3: must be 1 or 2" in r.stderr
+    assert r.stderr.strip() == "sail_train: --stage 3: must be 1 or 2"
 
 
 # -- what is shared
@@ -416,7 +416,7 @@ def test_an_update_that_is_not_finite_is_left_out(tmp_path, data, monkeypatch, w
 def test_ten_in_a_row_stop_the_run(tmp_path, data, monkeypatch):
     out = tmp_path/"run"
     poisoned(monkeypatch, lambda i: "loss" if i >= 1 else None)
-    with pytest.raises(FloatingPointError, match="10 updates in a row .*listed in .*bad_batches.json"):
+    with pytest.raises(FloatingPointError, match="10 updates in a row"):
         train(tiny(train__epochs_stage1=4), data, out, checkpoint_minutes=0, **ON_CPU)
     ids = read_json(out/"bad_batches.json")
     assert len(ids) == 10
@@ -524,7 +524,7 @@ def test_accelerate_launches_the_command(tmp_path, data):
     (tmp_path/"two.yaml").write_text(MACHINE)
     tiny().save(tmp_path/"c.json")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path/"two.yaml")]
-    call = ["-m", "sail_nbdev.commands", "sail_train", str(tmp_path/"c.json"), "--data", str(data)]
+    call = [*SAIL_TRAIN, str(tmp_path/"c.json"), "--data", str(data)]
     where = ["--out", str(tmp_path/"run"), "--device", "cpu"]
     r = subprocess.run([*launch, *call, *where], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-3000:]
@@ -649,7 +649,7 @@ def test_trackers(tmp_path, data):
 # -- what will it take
 
 def estimate(preset, *overrides):
-    command = [str(COMMANDS/"sail_train"), preset, "--estimate", "--device", "cpu", "--override", *overrides]
+    command = [sys.executable, *SAIL_TRAIN, preset, "--estimate", "--device", "cpu", "--override", *overrides]
     return subprocess.run(command, capture_output=True, text=True)
 
 
