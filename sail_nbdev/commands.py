@@ -16,13 +16,14 @@ from .core import InputError, command, write_json
 __all__ = ['COMMANDS', 'sail_demo', 'sail_features', 'sail_augment', 'sail_train', 'sail_predict', 'sail_caption', 'sail_eval',
            'sail_uniform', 'sail_ablate', 'sail_report', 'run_command']
 
-# %% ../nbs/24_commands.ipynb #ea17a6ee
+# %% ../nbs/24_commands.ipynb #9286dd60
 def _need(
     value,
-    option: str,        # Its name on the command line, and what it is
+    option: str,        # Its name on the command line
+    what: str = "",     # What it should be
 ) -> None:
     "`InputError` if an option was not given."
-    if value is None: raise InputError(f"{option} must be given")
+    if value is None: raise InputError(f"{option} must be given" + f": {what}" * bool(what))
 
 # %% ../nbs/24_commands.ipynb #404f4a11
 def _as_list(value) -> list[str]:
@@ -112,7 +113,7 @@ def _print_texts(results: dict) -> None:
         done = f"{len(o['done'])} videos with captions done, {len(o['skipped'])} were there already"
         print(f"{done}, {o['truncated']} captions cut; {name}")
 
-# %% ../nbs/24_commands.ipynb #84ae4e07
+# %% ../nbs/24_commands.ipynb #96561af3
 @command
 def sail_augment(
     annotations: str,               # Annotation file of the training videos
@@ -145,7 +146,7 @@ def sail_augment(
         gaps = draw_gaps(find_gaps(train), share, seed)
         print(estimate(gaps, rate, price_in, price_out, backend == "vision") + "; nothing was asked")
         return 0
-    _need(out, "--out FILE, such as synthetic.json,")
+    _need(out, "--out", "a file such as synthetic.json")
     named = (model, base_url, file, data, videos)
     writer = make_backend(backend, *named, device, batch_size, concurrency, timeout)
     summary = write_synthetic(train, out, writer, seed=seed, share=share, tries=tries)
@@ -159,7 +160,7 @@ def _print_estimate(preset: str, config, data, device, compile: bool) -> int:
     print(cost_table(estimate_cost(config, training_videos(preset, data), device, compile=compile)))
     return 0
 
-# %% ../nbs/24_commands.ipynb #2657dad6
+# %% ../nbs/24_commands.ipynb #1d6f73c1
 @command
 def sail_train(
     preset: str,                # activitynet, youcook2, toy, plain (derived from the data), or a config.json
@@ -184,8 +185,8 @@ def sail_train(
     if stage not in (1, 2): raise InputError(f"--stage {stage}: must be 1 or 2")
     config = make_config(preset, method, data, overrides)
     if estimate: return _print_estimate(preset, config, data, device, compile)
-    _need(data, "--data DIR")
-    _need(out, "--out RUN")
+    _need(data, "--data", "a data folder")
+    _need(out, "--out", "a run folder")
     if preset == "plain": print_derivation(data, overrides)
     how = dict(last_stage=stage, validate=validate, compile=compile, track=track)
     try: train(config, data, out, resume=resume, stage1=stage1, device=device, **how)
@@ -194,7 +195,7 @@ def sail_train(
         print(f"sail_train: {e}; the videos in them are listed in {listed}", file=sys.stderr)
         return 1
 
-# %% ../nbs/24_commands.ipynb #622e7ab8
+# %% ../nbs/24_commands.ipynb #771a3149
 @command
 def sail_predict(
     run: str,               # Run folder
@@ -207,7 +208,7 @@ def sail_predict(
     "Predict the events of all videos of a split, for `sail_eval`."
     from sail_nbdev.data import write_predictions
     from sail_nbdev.run import Run
-    _need(data, "--data DIR")
+    _need(data, "--data", "a data folder")
     opened = Run.load(run, device)
     path = Path(out) if out else opened.folder/f"predictions_{split}.json"
     events = opened.predict(data, split, counts)
@@ -228,7 +229,7 @@ def _print_events(events: dict) -> None:
         if len(events) > 1: print(video)
         for e in found: print(f"{e.start:8.2f} {e.end:8.2f}  {e.caption}")
 
-# %% ../nbs/24_commands.ipynb #038236b0
+# %% ../nbs/24_commands.ipynb #52fe3c5c
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -247,7 +248,7 @@ def sail_caption(
     from sail_nbdev.export import check_form, write_outputs
     from sail_nbdev.run import Run
     from sail_nbdev.video import find_videos
-    _need(model, "--model RUN, a run folder, a demo folder, or a hub id,")
+    _need(model, "--model", "a run folder, a demo folder, or a hub id")
     files = find_videos(_as_list(videos))
     paths = [p for p in (json, srt, vtt, html) if p]
     for p in paths + [out] * bool(out and Path(out).suffix): check_form(p, len(files))
@@ -282,7 +283,7 @@ def sail_eval(
     for sentence in missing: print(f"sail_eval: {sentence}", file=sys.stderr)
     return 1 if missing else 0
 
-# %% ../nbs/24_commands.ipynb #a3d0dda5
+# %% ../nbs/24_commands.ipynb #57dce2b0
 @command
 def sail_uniform(
     ref: Param("Reference files: only ids and durations are read", str, nargs="+"),
@@ -293,7 +294,7 @@ def sail_uniform(
     "Write the layout that looks at nothing as predictions, for `sail_eval`."
     from sail_nbdev.data import write_predictions
     from sail_nbdev.evaluate import event_numbers, uniform_predictions, video_seconds
-    _need(out, "--out FILE")
+    _need(out, "--out", "a JSON file")
     numbers = event_numbers(n_events)
     seconds = video_seconds(_as_list(ref))
     counted = {v: {"duration": d} for v, d in seconds.items() if isinstance(numbers, int) or v in numbers}
@@ -350,12 +351,13 @@ def sail_report(
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
-# %% ../nbs/24_commands.ipynb #7766d5af
+# %% ../nbs/24_commands.ipynb #225cf6a3
 COMMANDS = dict(sail_demo=sail_demo, sail_features=sail_features, sail_augment=sail_augment,
                 sail_train=sail_train, sail_predict=sail_predict, sail_caption=sail_caption,
                 sail_eval=sail_eval, sail_uniform=sail_uniform, sail_ablate=sail_ablate,
                 sail_report=sail_report)
 
+# %% ../nbs/24_commands.ipynb #4ec8d742
 def run_command(
     argv: list[str],    # Name of a command and its options
 ) -> int | None:        # Its exit code
