@@ -22,6 +22,7 @@ from sail_nbdev.model import Sail, load_weights
 from sail_nbdev.train import lr_factor, train
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = Path(sys.executable).parent
 ANNOTATIONS = ROOT.parent/"shared"/"data"/"annotations"
 CAPTIONS = [["A man walks in.", "He sits down at a table.", "He plays the guitar."],
             ["A cat sleeps."],
@@ -651,10 +652,10 @@ TRAIN = ["sail_train", "toy", "--data", "d", "--out", "o"]
     (["sail_ablate", "everything"], ["grid 'everything'", "components"]),
     (["sail_ablate", "components", "--seeds", "0"], ["seeds=0 must be at least 1"]),
     (["sail_ablate", "components", "--preset", "youcook2"], ["preset youcook2 needs --data"]),
-    (["sail_predict", "run"], ["--data must be given"]),
+    (["sail_predict", "run"], ["--data DIR must be given"]),
 ], ids=lambda a: " ".join(a)[:60] if isinstance(a, list) else None)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, args, words):
-    program = str(Path(sys.executable).parent/args[0])
+    program = COMMANDS/args[0]
     r = subprocess.run([program, *args[1:]], capture_output=True, text=True, cwd=tmp_path)
     lines = [line for line in r.stderr.splitlines() if line.strip()]
     assert r.returncode == 2, r
