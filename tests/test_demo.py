@@ -148,8 +148,8 @@ def test_interrupted_and_run_again_gives_the_same(demo, tmp_path):
     "Ctrl-C while videos are drawn, the encoder learns, features are made, in both stages and while scoring."
     out = tmp_path/"demo"
     places = [when("world/videos/*.mp4", 5), when("world/videos/*.mp4", 52),
-              when("world/features/shards/*", 5), when("runs/uniform/config.json"), when("runs/uniform/checkpoints/*"),
-              when("predictions/ilcacm.json")]
+              when("world/features/shards/*", 5), when("runs/uniform/config.json"),
+              when("runs/uniform/checkpoints/*"), when("predictions/ilcacm.json")]
     stopped = 0
     for there in places:
         p = start("sail_demo", "--out", out, "--fast", "--device", "cpu")
