@@ -52,10 +52,12 @@ def _predicted(source) -> dict[str, list[Event]]:
     if not events: raise InputError(f"{_name(source, 'predictions')}: holds no predictions")
     return events
 
-# %% ../nbs/19_evaluate.ipynb #cf064f75
+# %% ../nbs/19_evaluate.ipynb #40c2dcda
 def _records(source, i: int) -> tuple[dict, str]:
     "The records of one annotator by video, and the name of the file. `InputError` for none."
     name = _name(source, f"references[{i}]")
+    if isinstance(source, dict) and all(isinstance(o, Video) for o in source.values()):
+        source = {v: {"duration": o.duration} for v, o in source.items()}
     records = read_records(source) if isinstance(source, (str, Path)) else common_form(source, name)
     if not records: raise InputError(f"{name}: holds no videos")
     return records, name
@@ -525,12 +527,13 @@ def boundary_error(
     pairs = [(i, j) for i, j in soda_matching(iou) if iou[i, j] > 0]
     return sum(float(np.abs(predicted[i] - annotated[j]).mean()) for i, j in pairs), len(pairs)
 
-# %% ../nbs/19_evaluate.ipynb #89a5bb31
+# %% ../nbs/19_evaluate.ipynb #03d0e312
 def _fit(events: list[list[Event]], seconds: list[float], table: dict, frames, n_frames: int):
     "Margins, and gains of the right order over the wrong one, of a batch of videos with two events and more."
     n = max(map(len, events))
-    spans = [torch.tensor([(e.start, e.end) for e in o]) / d for o, d in zip(events, seconds)]
-    spans, valid = pad_rows([s.clamp(0, 1) for s in spans], n)                          # [B,N,2], [B,N]
+    shares = [np.array([(e.start, e.end) for e in o]) / d for o, d in zip(events, seconds)]
+    clamped = [torch.tensor(s.clip(0, 1), dtype=torch.float32) for s in shares]
+    spans, valid = pad_rows(clamped, n)                                                 # [B,N,2], [B,N]
     texts, _ = pad_rows([torch.stack([table[e.caption] for e in o]) for o in events], n)
     masks = hard_mask(spans.mean(-1), spans[..., 1] - spans[..., 0], n_frames)          # [B,N,T]
     own, others = similarities(masks, frames, texts, valid)                             # [B,N] each
