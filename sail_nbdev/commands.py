@@ -230,7 +230,7 @@ def _print_events(events: dict) -> None:
         if len(events) > 1: print(video)
         for e in found: print(f"{e.start:8.2f} {e.end:8.2f}  {e.caption}")
 
-# %% ../nbs/24_commands.ipynb #52fe3c5c
+# %% ../nbs/24_commands.ipynb #9ad23588
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -255,6 +255,7 @@ def sail_caption(
     for p in paths + [out] * bool(out and Path(out).suffix): check_form(p, len(files))
     run = Run.load(model, device)
     result = run.caption_all(files, n_events, window)
+    if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
     events = result.events
     _print_events(events)
     look = dict(durations=result.durations, videos=files, embed=not link, curves=_mask_curves(run, events))

@@ -652,7 +652,7 @@ TRAIN = ["sail_train", "toy", "--data", "d", "--out", "o"]
     (["sail_ablate", "everything"], ["grid 'everything'", "components"]),
     (["sail_ablate", "components", "--seeds", "0"], ["seeds=0 must be at least 1"]),
     (["sail_ablate", "components", "--preset", "youcook2"], ["preset youcook2 needs --data"]),
-    (["sail_predict", "run"], ["--data DIR must be given"]),
+    (["sail_predict", "run"], ["--data must be given"]),
 ], ids=lambda a: " ".join(a)[:60] if isinstance(a, list) else None)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, args, words):
     program = COMMANDS/args[0]
