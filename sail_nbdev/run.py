@@ -265,7 +265,7 @@ def _moved(e: Event, start: float, length: float, duration: float) -> Event:
     width = e.width * length / duration
     return Event(round(start + e.start, 2), round(start + e.end, 2), e.caption, center, width)
 
-# %% ../nbs/16_run.ipynb #b36314ad
+# %% ../nbs/16_run.ipynb #ff630d58
 def _owned(events: list[list[Event]], places: list[tuple], duration: float) -> list[_Seen]:
     "The events that no other window is nearer to, in order of their centres."
     middles = [start + length / 2 for start, length in places]
@@ -274,7 +274,7 @@ def _owned(events: list[list[Event]], places: list[tuple], duration: float) -> l
         for e in (_moved(o, *place, duration) for o in own):
             distances = [abs(e.center * duration - m) for m in middles]
             if distances[k] <= min(distances) + 1e-9: seen.append(_Seen(e, k, min(distances)))
-    return sorted(seen, key=lambda s: s.event.center)
+    return sorted(seen, key=lambda s: float(s.event.center))
 
 # %% ../nbs/16_run.ipynb #dd3c82ff
 def _joined(a: Event, b: Event, duration: float) -> Event:

@@ -50,6 +50,9 @@ def f1_and_soda(predictions, references, metrics):
     return 100 * scores["F1_harmonic_of_means"], 100 * scores.get("soda_c", float("nan"))
 
 
+def ratio(a, b): return f"{a / b:.2f}" if b else "infinite"
+
+
 def main(demo):
     if not (demo/"runs"/"sail"/"model.safetensors").exists():
         sys.exit(print(f"skipped: {demo} is no demo folder; make demo, or name one"))
@@ -72,8 +75,8 @@ def main(demo):
         print(f"{name:8s} {sum(map(len, found)):4d} events of {n_true}, F1 {f1[name]:.2f}, SODA_c {soda:.2f}")
     mean = sum(seconds for _, seconds in videos) / len(videos)
     print(f"windows of {run.window:.0f} s against whole recordings of {mean:.0f} s: "
-          f"F1 ratio {f1['windows'] / f1['whole']:.2f}, "
-          f"against the uniform layout {f1['windows'] / f1['uniform']:.2f}")
+          f"F1 ratio {ratio(f1['windows'], f1['whole'])}, "
+          f"against the uniform layout {ratio(f1['windows'], f1['uniform'])}")
 
 
 if __name__ == "__main__": main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))

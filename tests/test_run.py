@@ -29,7 +29,7 @@ def config(method="sail", **changes):
     return tiny(method, **{**long, **changes})
 
 
-def told(events):
+def times_and_texts(events):
     "Times and texts of events; centres differ by roundings in a batch of another size."
     return [(e.start, e.end, e.caption) for e in events]
 
@@ -240,7 +240,7 @@ def test_predictions_of_a_split_are_those_of_its_videos(runs, data, model):
     counts = read_json(run.count(data))["n_events"]
     for v, n in counts.items():
         alone = predict_events(model, open_store(data, "features").batch([v], 9), [20.], n)[0]
-        assert told(alone) == told(predictions[v])
+        assert times_and_texts(alone) == times_and_texts(predictions[v])
 
 
 def test_predictions_come_back_from_their_file(runs, data, tmp_path):
@@ -354,7 +354,7 @@ def test_windows_are_merged_by_the_rules(seed):
     events = [random_events(rng, length, ["A", "B"]) for _, length in places]
     merged = merge_windows(events, places, duration)
     if len(places) == 1: assert merged == events[0]
-    else: assert told(merged) == oracle(events, places, duration)
+    else: assert times_and_texts(merged) == oracle(events, places, duration)
     for e in merged:
         assert -.011 <= e.start <= e.end <= duration + .011
         assert e.center == pytest.approx((e.start + e.end) / 2 / duration, abs=.011 / duration)
@@ -408,7 +408,8 @@ def test_several_videos_come_back_by_id(runs, video, tmp_path):
     shutil.copy(video, tmp_path/"other.mp4")
     both = run.caption([video, str(tmp_path/"other.mp4")], n_events=2)
     assert list(both) == ["colors", "other"]
-    assert told(both["colors"]) == told(both["other"]) == told(run.caption(video, n_events=2))
+    same = times_and_texts(run.caption(video, n_events=2))
+    assert times_and_texts(both["colors"]) == times_and_texts(both["other"]) == same
     named = run.caption({"first": video, "second": FRAMES}, n_events=2)
     assert list(named) == ["first", "second"]
     (tmp_path/"deep").mkdir()
@@ -435,7 +436,7 @@ def test_videos_are_captioned_together_with_the_same_result(runs):
     one_by_one = run.caption_all(videos, window=10., progress=False, together=1)
     some = run.caption_all(videos, window=10., progress=False, together=7)
     all_at_once = run.caption_all(videos, window=10., progress=False, together=1000)
-    def texts(result): return {v: told(events) for v, events in result.events.items()}
+    def texts(result): return {v: times_and_texts(events) for v, events in result.events.items()}
     assert texts(one_by_one) == texts(some) == texts(all_at_once)
     assert list(some.events) == list(videos)
 
