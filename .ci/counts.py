@@ -65,6 +65,11 @@ def late_imports(tree) -> int:
     return sum(isinstance(o, (ast.Import, ast.ImportFrom)) for f in functions(tree) for o in ast.walk(f))
 
 
+def export_lengths(path: Path) -> list[int]:
+    "Lines of each exported cell of one notebook."
+    return [len(own_lines(c)) for c in json.loads(path.read_text())["cells"] if is_export(c)]
+
+
 def count(path: Path) -> dict:
     "The counts of one notebook."
     cells = json.loads(path.read_text())["cells"]

@@ -82,7 +82,7 @@ class LocalizerSettings(Group):
     layout_k: _Size = 1.0            # uniform: width k / N (F11)
     inter_width: _Size = 0.6         # Width of the masks between events (stated)
 
-# %% ../nbs/01_config.ipynb #e7ee4c66
+# %% ../nbs/01_config.ipynb #a58caefe
 class Losses(Group):
     "Which signals train stage 2, and how strongly."
     update: Literal["joint", "alternate"] = "joint"     # One summed update | positive, then negative (F1)
@@ -95,7 +95,7 @@ class Losses(Group):
     hard_negatives: bool = False    # Synthetic captions as negatives in L_sim: the ablation "+HN" (C.5)
     align_weight: _Weight = 0.       # L_align: frames against ordered captions, in both stages (SAIL+)
     align_temperature: _Size = 1.    # Standard deviations of a video's similarities in one unit of score
-    supervision: Literal["captions", "boundaries"] = "captions"    # What teaches L_align; boundaries: for studies
+    supervision: Literal["captions", "boundaries"] = "captions"  # What teaches L_align (boundaries: studies)
 
 # %% ../nbs/01_config.ipynb #6666b769
 class Train(Group):
