@@ -22,7 +22,10 @@ setup(
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
-    project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Changelog": cfg["git_url"] + "/blob/main/CHANGELOG.md"},
+    project_urls={
+        "Documentation": cfg["doc_host"] + cfg["doc_baseurl"],
+        "Changelog": cfg["git_url"] + "/blob/main/CHANGELOG.md",
+    },
     keywords=cfg["keywords"].split(),
     license_expression="Apache-2.0",
     license_files=["LICENSE"],

@@ -243,7 +243,7 @@ def _block_means(loss, keep, sizes: list[int]):
     index = block[:, None].expand_as(keep)[keep]
     return loss.new_zeros(K).index_add(0, index, loss) / torch.bincount(index, minlength=K)
 
-# %% ../nbs/10_captioner.ipynb #dadf0a9d
+# %% ../nbs/10_captioner.ipynb #1642a205
 @patch
 def forward(self: Captioner,
     frames,     # [M,T,D], already masked
@@ -256,7 +256,7 @@ def forward(self: Captioner,
     if T + L > n_positions:
         raise InputError(f"{T} frames and a text of {L} tokens exceed the decoder's {n_positions} positions")
     x = torch.cat([F.pad(x, (0, L - x.shape[1]), value=self.ids[PAD]) for x in texts])      # [M,L]
-    written = x != self.ids[PAD]
+    written = x.ne(self.ids[PAD])
     video = self.encoder(frames)                                                    # [M,T,d]
     real = torch.cat([written.new_ones(video.shape[:2]), written], 1)
     h = self._decode_packed(video, x, real)[:, T:-1]                            # each predicts the next token

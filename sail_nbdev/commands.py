@@ -315,7 +315,7 @@ def _grid_rows(grid: str, data, out: Path, preset: str, seeds: int, worlds, devi
     if not worlds: return ablate(grid, data, out, preset, seeds, device, overrides)
     raise InputError(f"--worlds: belongs to the grids {' and '.join(STUDIES)}, not to {grid}")
 
-# %% ../nbs/24_commands.ipynb #1f1486d1
+# %% ../nbs/24_commands.ipynb #d5d08487
 @command
 def sail_ablate(
     grid: str,              # Name of a grid: methods, components, masks, … (an unknown one lists them all)
@@ -330,15 +330,13 @@ def sail_ablate(
 ):
     "Train and score every variant of a grid with several seeds: OUT/rows.json, table.md and .csv, plot.svg."
     from sail_nbdev.config import parse_overrides
-    from sail_nbdev.experiments import ablation_table, write_summaries
+    from sail_nbdev.experiments import write_summaries
     from sail_nbdev.train import print_derivation
     folder = Path(out or f"ablations/{grid}")
     overrides = parse_overrides(_as_list(override))
     if preset == "plain": print_derivation(data, overrides)
     rows = _grid_rows(grid, data, folder, preset, seeds, _as_list(worlds), device, overrides)
-    for world, here in write_summaries(rows, folder):
-        if world: print(world)
-        print(ablation_table(here))
+    print(write_summaries(rows, folder))
     return 0
 
 # %% ../nbs/24_commands.ipynb #24efb582
