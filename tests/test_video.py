@@ -224,8 +224,8 @@ def ffmpeg():
 @pytest.mark.parametrize("name", ["bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4"])
 @pytest.mark.parametrize("fps", [1, 4])
 def test_sampling_of_the_ffmpeg_program(tmp_path, ffmpeg, name, fps):
-    """The filter `fps` from 0 and rounding up gives the same pictures to the bit. Plain `-r` gives two more at
-    the start; from then on the picture of number k + 1 is less than half a step away from our k."""
+    """The filter `fps` from 0 and rounding up gives the same pictures to the bit. Plain `-r` gives two more
+    at the start; from then on the picture of number k + 1 is less than half a step away from our k."""
     from PIL import Image
     path = real_clip(name)
     def pictures(*how):

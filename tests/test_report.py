@@ -1,0 +1,185 @@
+"The report, on a small folder of the shape that `sail_demo` writes."
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import EVIL, Page, check_escaped, check_self_contained, put_run
+
+from sail_nbdev.core import InputError
+from sail_nbdev.masks import event_masks
+from sail_nbdev.report import (Material, findings, make_report, pick_videos, read_material, report_html,
+                               score_table)
+
+SECTIONS = ["scores", "videos", "counts", "widths", "training", "synthetic", "config", "again"]
+EXPECTED = Path(__file__).parent/"data"/"eval"/"expected"/"toy.json"
+
+
+@pytest.fixture(scope="module")
+def page(made_demo, tmp_path_factory):
+    out = make_report(made_demo[0], tmp_path_factory.mktemp("report")/"report.html")
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copy(made_demo, tmp_path):
+    return shutil.copytree(made_demo[0], tmp_path/"demo")
+
+
+def sections(page):
+    return [a["id"] for a in page.all("section")]
+
+
+def test_report_is_one_page(page):
+    p = check_self_contained(page)
+    assert sections(p) == SECTIONS and {a["href"][1:] for a in p.all("a")} == set(SECTIONS)
+    forms = ("data:image/svg+xml;base64,", "data:image/png;base64,")
+    assert all(a["src"].startswith(forms) and a["alt"] for a in p.all("img"))
+
+
+def test_report_plays_the_videos(page, made_demo):
+    played = [base64.b64decode(a["src"].split(",", 1)[1]) for a in Page(page).all("video")]
+    assert sorted(played) == sorted(p.read_bytes() for p in (made_demo[0]/"world"/"videos").iterdir())
+
+
+def test_report_shows_each_row_for_each_video(page, made_demo):
+    rows = [a["data-row"] for _, a in Page(page).elements if "data-row" in a]
+    assert rows == ["truth", "uniform", "ilcacm", "sail"] * len(made_demo[1])
+
+
+def test_report_escapes_everything(page):
+    check_escaped(page)
+    assert page.count("</script>") == 1
+    assert "http" not in page.replace("http-equiv", "").replace("src=http://example.com/x&gt;", "")
+
+
+def test_run_names_full_of_markup_are_text(copy, tmp_path):
+    name = EVIL.replace("/", "")
+    (copy/"runs"/"sail").rename(copy/"runs"/name)
+    page = make_report([copy/"runs"/name, copy/"runs"/"ilcacm"], tmp_path/"r.html").read_text()
+    p = check_self_contained(page)
+    assert not p.all("b", onclick="x()") and any(name in t for t in p.texts)
+
+
+def test_report_says_what_the_numbers_say(page):
+    text = " ".join(Page(page).texts)
+    first = "SAIL's F1 (51.00) is 2.00 points below the uniform layout's (53.00)"
+    assert f"{first} and 3.00 points above ILCACM's (48.00)." in text
+    assert "do not place events better than a layout that looks at nothing" in text
+    assert "is: rules, no language model." in text and "One seed was run" in text
+    assert "It differs from the preset activitynet in" in text and "captioner.d_model" in text
+
+
+def plain_mean_iou(predicted, times):
+    "The best IoU of each true event with any predicted one, averaged; in plain numbers."
+    total = 0
+    for s, e in times:
+        best = 0
+        for p in predicted:
+            inter = max(0, min(e, p.end) - max(s, p.start))
+            best = max(best, inter / (e - s + p.end - p.start - inter))
+        total += best
+    return total / len(times)
+
+
+def test_the_rule_that_picks(made_demo):
+    m = read_material(made_demo[0])
+    best = {v: plain_mean_iou(m.events["sail"][v], t.intervals) for v, t in m.truth.items()}
+    picked = pick_videos(m)
+    assert [v for v, *_ in picked] == sorted(best, key=lambda v: (-best[v], v))
+    assert [x for *_, x in picked] == pytest.approx([best[v] for v, *_ in picked])
+
+
+def test_report_is_the_same_twice(made_demo, tmp_path):
+    pages = [make_report(made_demo[0], tmp_path/name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+
+
+def test_report_of_runs(made_demo, tmp_path):
+    runs = [made_demo[0]/"runs"/name for name in ("sail", "ilcacm")]
+    p = check_self_contained(make_report(runs, tmp_path/"runs.html").read_text())
+    assert len(p.all("video")) == 3 and "There are no scores in this folder." in p.texts
+
+
+@pytest.mark.parametrize("mask", ["cauchy", "hard"])
+def test_masks_are_of_the_run_s_own_family(copy, tmp_path, mask, monkeypatch):
+    "The strip of the report is drawn with the family that the run was trained with."
+    put_run(copy, "sail", mask)
+    drawn = []
+    def seen(events, localizer, *args, **kwargs):
+        drawn.append((localizer.mask, event_masks(events, localizer, *args, **kwargs)))
+        return drawn[-1][1]
+    monkeypatch.setattr("sail_nbdev.plots.event_masks", seen)
+    make_report(copy, tmp_path/"r.html")
+    assert drawn and {family for family, _ in drawn} == {mask}
+    values = np.concatenate([m.ravel() for _, m in drawn])
+    assert (set(np.unique(values)) == {0., 1.}) == (mask == "hard")
+
+
+def test_report_of_a_run_whose_data_is_gone(made_demo, tmp_path):
+    moved = shutil.copytree(made_demo[0]/"runs"/"sail", tmp_path/"moved")
+    run = json.loads((moved/"run.json").read_text()) | {"data": str(tmp_path/"nowhere")}
+    (moved/"run.json").write_text(json.dumps(run))
+    p = check_self_contained(make_report(moved, tmp_path/"r.html").read_text())
+    assert sections(p) == ["scores", "training", "config", "again"]
+
+
+def test_report_without_a_video_file(copy, tmp_path):
+    (copy/"world"/"videos"/"val_0001.mp4").unlink()
+    p = check_self_contained(make_report(copy, tmp_path/"r.html").read_text())
+    assert len(p.all("video")) == 2 and "The file of this video is not in the folder." in p.texts
+
+
+@pytest.mark.parametrize("broken, says", [
+    ("scores.json", "scores.json: not JSON"), ("predictions/sail.json", "sail.json: not JSON"),
+    ("runs/sail/log.jsonl", "line 1 is not JSON"), ("runs/sail/config.json", "config.json: not JSON")])
+def test_damaged_files_are_named(copy, tmp_path, broken, says):
+    (copy/broken).write_text('{"torn": ')
+    with pytest.raises(InputError, match=re.escape(says)):
+        make_report(copy, tmp_path/"r.html")
+    assert not (tmp_path/"r.html").exists()
+
+
+def test_wrong_places(made_demo, tmp_path):
+    (tmp_path/"file").write_text("in the way")
+    demo = made_demo[0]
+    wrong = [(demo, tmp_path/"file"/"r.html", "cannot be written"), (demo, tmp_path, "is a folder"),
+             (tmp_path/"nowhere", tmp_path/"r.html", "no such folder"),
+             (tmp_path, tmp_path/"r.html", "neither a demo folder"),
+             ([demo, demo/"runs"/"sail"], tmp_path/"r.html", "give it alone")]
+    for folders, out, says in wrong:
+        with pytest.raises(InputError, match=says):
+            make_report(folders, out)
+
+
+def test_scores_of_the_evaluator_fill_the_table():
+    scores = json.loads(EXPECTED.read_text())
+    row = score_table({"sail": scores}, "markdown").splitlines()[2]
+    mean = scores["mean"]
+    wanted = [mean["Recall"], mean["Precision"], scores["F1_harmonic_of_means"],
+              *(mean[k] for k in ("F1", "METEOR", "CIDEr", "Rouge-L", "Bleu_4")), scores["soda_c"]]
+    assert row == "| sail | " + " | ".join(f"{100 * v:.2f}" for v in wanted) + " |"
+
+
+def test_findings_of_nothing():
+    assert findings({}) == [] and findings({"sail": {}}) == []
+    check_self_contained(report_html(Material()))
+
+
+def run(*args):
+    command = [sys.executable, "-m", "sail_nbdev.commands", "sail_report", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
+
+
+def test_command(made_demo, tmp_path):
+    done = run(made_demo[0], "--out", tmp_path/"r.html")
+    assert done.returncode == 0 and "r.html" in done.stdout, done.stderr
+    check_self_contained((tmp_path/"r.html").read_text())
+    bad = run(tmp_path/"nowhere", "--out", tmp_path/"x.html")
+    assert bad.returncode == 2 and "no such folder" in bad.stderr and "Traceback" not in bad.stderr
