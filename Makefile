@@ -10,7 +10,7 @@ META := settings.ini setup.py constraints.txt
 # One thread a process, because tests run JOBS processes; nothing is fetched from a model hub; the quick start makes a small demo.
 TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 MPLBACKEND=agg PYTHONWARNINGS=ignore SAIL_FAST=1
 # What newer versions of others break first: reading videos, reading data, training.
-NEWEST := tests/test_features.py tests/test_data.py tests/test_train.py
+NEWEST := tests/test_video.py tests/test_store.py tests/test_data.py tests/test_train.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-newest bench docs readme export wheel clean distclean

@@ -64,7 +64,7 @@ def test_the_command_sees(walls, blip):  # noqa: F811
     assert read_json(walls/"synthetic.summary.json")["provenance"]["backend"] == "vision"
 
 
-def test_videos_that_cannot_be_seen_are_listed_and_asked_for_when_they_are_back(walls, blip, tmp_path):  # noqa: F811
+def test_videos_that_cannot_be_seen_are_listed_and_asked_again(walls, blip, tmp_path):  # noqa: F811
     elsewhere = tmp_path/"elsewhere"
     (walls/"videos").rename(elsewhere)
     whole = (elsewhere/"v_two.mp4").read_bytes()
