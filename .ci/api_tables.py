@@ -32,6 +32,12 @@ def kind(annotation):
     return re.sub(r"\s*\|\s*", " or ", text)
 
 
+def option(annotation):
+    "Type and meaning of a parameter that is annotated with fastcore's `Param`, else None."
+    found = re.match(r'Param\("(.*?)",\s*(\w+)', annotation) if isinstance(annotation, str) else None
+    return found and (found[2], found[1])
+
+
 def value(default):
     "A default as it would be typed."
     if inspect.isfunction(default) or inspect.isclass(default): return default.__name__
@@ -58,7 +64,8 @@ def table(obj, params, result):
     def row(p):
         declared = kind(p.annotation) if p.annotation is not p.empty else ""
         default = "" if p.default is p.empty else f"`{value(p.default)}`"
-        return f"`{p.name}`", declared, default, meanings.get(p.name, "")
+        declared, meaning = option(p.annotation) or (declared, meanings.get(p.name, ""))
+        return f"`{p.name}`", declared, default, meaning
     rows = [row(p) for p in params]
     if result is not inspect.Signature.empty and result not in (None, "None"):
         rows.append(("returns", kind(result), "", meanings.get("return", "")))

@@ -15,7 +15,7 @@ def source(cell) -> str:
 
 
 def is_export(cell) -> bool:
-    return cell["cell_type"] == "code" and bool(re.match(r"#\|\s*exporti?\b", source(cell)))
+    return cell["cell_type"] == "code" and bool(re.match(r"#\|\s*export[is]?\b", source(cell)))
 
 
 def own_lines(cell) -> list[str]:
