@@ -30,7 +30,7 @@ from .video import by_id
 __all__ = ['load_encoder', 'Run', 'count_frames', 'predict_events', 'windows', 'merge_windows', 'caption_frames', 'Captions',
            'caption_video', 'align']
 
-# %% ../nbs/16_run.ipynb #72a756ef
+# %% ../nbs/16_run.ipynb #0d828a7a
 def _encoder_settings(folder: Path) -> dict:
     "What made the features of the run in `folder`. `InputError` if the run does not say."
     path = folder/"encoder.json"
@@ -40,7 +40,7 @@ def _encoder_settings(folder: Path) -> dict:
     if settings.get("folder"): settings["folder"] = os.path.normpath(folder/settings["folder"])
     return settings
 
-# %% ../nbs/16_run.ipynb #a6d4980d
+# %% ../nbs/16_run.ipynb #9d793bda
 def load_encoder(
     settings: dict,             # What `encoder.json` holds
     device: str | None = None,  # Best there is if None
@@ -51,14 +51,14 @@ def load_encoder(
     if settings.get("weights") in (None, encoder.meta["weights"]): return encoder
     raise InputError(f"encoder {name}: its weights are not those that made the features of this run")
 
-# %% ../nbs/16_run.ipynb #46c74fbd
+# %% ../nbs/16_run.ipynb #e8f4dc86
 def _load_model(folder: Path, device: str) -> Sail:
     "The trained model. `InputError` if training has not come to its end."
     if (folder/"model.safetensors").exists(): return Sail.from_pretrained(folder, device)
     raise InputError(f"{folder}: holds no trained model yet (no model.safetensors); "
                      "sail_train --resume goes on with it")
 
-# %% ../nbs/16_run.ipynb #1f487d60
+# %% ../nbs/16_run.ipynb #f84e1b43
 def _load_counter(folder: Path, config: Config, device: str) -> Sail:
     "The model after stage 1. `InputError` if the run has none."
     if not (folder/"stage1").is_dir():
@@ -69,7 +69,7 @@ def _load_counter(folder: Path, config: Config, device: str) -> Sail:
     counter.captioner.config = counter.config
     return counter
 
-# %% ../nbs/16_run.ipynb #c6a147c0
+# %% ../nbs/16_run.ipynb #c6018dba
 class Run:
     "A trained run: its settings, its model, the model that counts, and the encoder of its features."
     def __init__(self,
@@ -100,7 +100,7 @@ class Run:
     @cached_property
     def encoder(self) -> Encoder: return load_encoder(self.encoder_settings, self.device)
 
-# %% ../nbs/16_run.ipynb #0d849bc3
+# %% ../nbs/16_run.ipynb #1d719110
 @patch(cls_method=True)
 def load(cls: Run,
     name: str | Path,           # A run folder, a demo folder (its run of SAIL), or a hub id
@@ -111,7 +111,7 @@ def load(cls: Run,
     in_demo = folder/"runs"/"sail"
     return cls(in_demo if in_demo.is_dir() else folder, device)
 
-# %% ../nbs/16_run.ipynb #760d0ebc
+# %% ../nbs/16_run.ipynb #9aca7a53
 def count_frames(
     counter,        # `Sail`: the one after stage 1, or a trained one whose localizer counts
     frames,         # [V,T,D]
@@ -122,7 +122,7 @@ def count_frames(
     texts = [t for part in frames.split(32) for t in counter.captioner.write(part, FULL)]
     return [len(parse_paragraph(t, config.data.max_captions)) for t in texts], texts
 
-# %% ../nbs/16_run.ipynb #338c8d92
+# %% ../nbs/16_run.ipynb #130b5eab
 def _in_chunks(ids: list, size: int, desc: str, progress: bool):
     "`ids` in lists of `size`, with a bar that counts ids."
     with tqdm(total=len(ids), desc=desc, unit="video", disable=not progress, leave=False) as bar:
@@ -130,7 +130,7 @@ def _in_chunks(ids: list, size: int, desc: str, progress: bool):
             yield ids[i:i + size]
             bar.update(len(ids[i:i + size]))
 
-# %% ../nbs/16_run.ipynb #86b5aa6b
+# %% ../nbs/16_run.ipynb #b9a481a9
 def _split_seconds(data: Path, split: str, store) -> dict[str, float]:
     "Seconds of each video of a split that has features. `InputError` for a video without a duration."
     seconds: dict = {}
@@ -143,7 +143,7 @@ def _split_seconds(data: Path, split: str, store) -> dict[str, float]:
     if kept: return kept
     raise InputError(f"{data}: none of the videos of {split!r} has features in {store.folder}")
 
-# %% ../nbs/16_run.ipynb #d225ff11
+# %% ../nbs/16_run.ipynb #fcb13d26
 @patch
 def count(self: Run,
     data: str | Path,           # A data folder
@@ -165,7 +165,7 @@ def count(self: Run,
     write_json(path, ({"paragraphs": paragraphs} if paragraphs else {}) | {"n_events": n_events})
     return path
 
-# %% ../nbs/16_run.ipynb #2142169f
+# %% ../nbs/16_run.ipynb #2d0fa05f
 def _as_events(
     sentences: list[str],   # N
     centers,                # [N]
@@ -179,7 +179,7 @@ def _as_events(
     rows = zip(sentences, times, centers.tolist(), widths.tolist())
     return [Event(round(start, 2), round(end, 2), s, c, w) for s, (start, end), c, w in rows]
 
-# %% ../nbs/16_run.ipynb #0f5dcf6d
+# %% ../nbs/16_run.ipynb #9ff9bc4b
 def _describe(model, frames, centers, widths, valid, batch_size: int) -> list[str]:
     "A sentence for each event that `valid` [V,N] marks, video by video."
     masks = model.masks(centers, widths)                                                # [V,N,T]
@@ -189,7 +189,7 @@ def _describe(model, frames, centers, widths, valid, batch_size: int) -> list[st
         sentences += model.captioner.write(frames[v] * masks[v, i][..., None], MASK)
     return sentences
 
-# %% ../nbs/16_run.ipynb #b16d1a9d
+# %% ../nbs/16_run.ipynb #de205ccf
 def predict_events(
     model,                  # `Sail`
     frames,                 # [V,T,D]
@@ -207,7 +207,7 @@ def predict_events(
         events.append(_as_events([next(sentences) for _ in range(k)], c[:k], w[:k], seconds))
     return events
 
-# %% ../nbs/16_run.ipynb #ae7b0ad8
+# %% ../nbs/16_run.ipynb #c7fc4804
 def _read_counts(
     path: str | Path,   # From `Run.count`
     ids,                # Videos that must be in it
@@ -222,7 +222,7 @@ def _read_counts(
             raise InputError(f"{path}: says nothing of video {v}; it was made for other videos")
     return counts
 
-# %% ../nbs/16_run.ipynb #d036daf5
+# %% ../nbs/16_run.ipynb #159fb579
 @patch
 def predict(self: Run,
     data: str | Path,                   # A data folder
@@ -241,7 +241,7 @@ def predict(self: Run,
         predictions.update(zip(ids, events))
     return predictions
 
-# %% ../nbs/16_run.ipynb #43dd7c12
+# %% ../nbs/16_run.ipynb #a5b49bdd
 def windows(
     duration: float,                # Seconds
     window: float | None = None,    # Seconds; None or 0: do not cut
@@ -251,21 +251,21 @@ def windows(
     n = math.ceil((duration - window) / (window / 2) - 1e-9) + 1
     return [(i * (duration - window) / (n - 1), window) for i in range(n)]
 
-# %% ../nbs/16_run.ipynb #e90de104
+# %% ../nbs/16_run.ipynb #01d591f0
 class _Seen(NamedTuple):
     "An event of one window, in the time of the video."
     event: Event
     window: int         # Its number
     distance: float     # Seconds from its centre to the middle of the window
 
-# %% ../nbs/16_run.ipynb #5a0b7a2f
+# %% ../nbs/16_run.ipynb #00e08573
 def _moved(e: Event, start: float, length: float, duration: float) -> Event:
     "An event of the window from `start` on in the time of its video."
     center = (start + e.center * length) / duration
     width = e.width * length / duration
     return Event(round(start + e.start, 2), round(start + e.end, 2), e.caption, center, width)
 
-# %% ../nbs/16_run.ipynb #ff630d58
+# %% ../nbs/16_run.ipynb #43cdf980
 def _owned(events: list[list[Event]], places: list[tuple], duration: float) -> list[_Seen]:
     "The events that no other window is nearer to, in order of their centres."
     middles = [start + length / 2 for start, length in places]
@@ -276,14 +276,14 @@ def _owned(events: list[list[Event]], places: list[tuple], duration: float) -> l
             if distances[k] <= min(distances) + 1e-9: seen.append(_Seen(e, k, min(distances)))
     return sorted(seen, key=lambda s: float(s.event.center))
 
-# %% ../nbs/16_run.ipynb #dd3c82ff
+# %% ../nbs/16_run.ipynb #6ec33d2f
 def _joined(a: Event, b: Event, duration: float) -> Event:
     "One event from the start of the first to the end of the last."
     start = min(a.start, b.start)
     end = max(a.end, b.end)
     return Event(start, end, b.caption, (start + end) / 2 / duration, (end - start) / duration)
 
-# %% ../nbs/16_run.ipynb #3413b75b
+# %% ../nbs/16_run.ipynb #bd659b07
 def _resolved(a: _Seen, b: _Seen, duration: float) -> list[_Seen]:
     "What stays of two neighbours."
     shared = tiou([[a.event.start, a.event.end]], [[b.event.start, b.event.end]]).item()
@@ -292,7 +292,7 @@ def _resolved(a: _Seen, b: _Seen, duration: float) -> list[_Seen]:
     if shared <= .5: return [a, b]
     return [b] if b.distance < a.distance else [a]
 
-# %% ../nbs/16_run.ipynb #ac4eafc8
+# %% ../nbs/16_run.ipynb #0719c74f
 def merge_windows(
     events: list[list[Event]],  # Of each window, in the time of the window
     places: list[tuple],        # (start, length) of each window, seconds
@@ -305,7 +305,7 @@ def merge_windows(
         merged[-1:] = _resolved(merged[-1], seen, duration) if merged else [seen]
     return [s.event for s in merged]
 
-# %% ../nbs/16_run.ipynb #de9c0cc8
+# %% ../nbs/16_run.ipynb #3baa0f66
 def _window_frames(frames, duration: float, place: tuple, n_frames: int):
     "The frames [T,D] of one window of a video."
     start, length = place
@@ -314,7 +314,7 @@ def _window_frames(frames, duration: float, place: tuple, n_frames: int):
     last = max(first + 1, math.ceil((start + length) * rate - 1e-6))
     return sample_frames(frames[first:last], n_frames)
 
-# %% ../nbs/16_run.ipynb #b209048b
+# %% ../nbs/16_run.ipynb #a49ce950
 def caption_frames(
     videos: list[tuple],            # (frames [S,D], duration in seconds) of each video
     model,                          # `Sail`
@@ -331,43 +331,44 @@ def caption_frames(
     events = iter(predict_events(model, x, [length for ps in places for _, length in ps], n))
     return [merge_windows([next(events) for _ in ps], ps, d) for (_, d), ps in zip(videos, places)]
 
-# %% ../nbs/16_run.ipynb #6f5f1eec
+# %% ../nbs/16_run.ipynb #05067800
 @patch
 def frames(self: Run,
-    video,      # A file; frames [S,D]; or frames and the seconds of the video
+    video,                      # A file; frames [S,D]; or frames and the seconds of the video
+    progress: bool = False,     # Show a bar while a file is read
 ) -> tuple[torch.Tensor, float]:    # [S,D] on the CPU, and seconds
     "The frames of one video in the space of the run. `InputError` for a file that is no video."
-    if isinstance(video, (str, Path)): return encode_video(video, self.encoder, self.fps)
+    if isinstance(video, (str, Path)): return encode_video(video, self.encoder, self.fps, progress)
     frames, seconds = video if isinstance(video, tuple) else (video, len(video) / self.fps)
     return torch.as_tensor(frames, dtype=torch.float32), float(seconds)
 
-# %% ../nbs/16_run.ipynb #21b353a2
+# %% ../nbs/16_run.ipynb #3492dec4
 @patch(as_prop=True)
 def fps(self: Run) -> float:
     "Frames per second of the run's features."
     return self.encoder_settings.get("fps", 1.)
 
-# %% ../nbs/16_run.ipynb #71bac210
+# %% ../nbs/16_run.ipynb #5b762fe4
 @patch(as_prop=True)
 def window(self: Run) -> float | None:
     "Seconds that 95 of 100 training videos keep to; None if the run does not know."
     return self.encoder_settings.get("window") if (self.folder/"encoder.json").exists() else None
 
-# %% ../nbs/16_run.ipynb #f64ab012
+# %% ../nbs/16_run.ipynb #d9303037
 def _check_options(n_events: int | None, window: float | None) -> None:
     "`InputError` for a number of events or seconds that cannot be."
     if n_events is not None and n_events < 1: raise InputError(f"n_events {n_events} must be at least 1")
     if window is not None and not 0 <= window < math.inf:
         raise InputError(f"window {window} must be 0 or a number of seconds")
 
-# %% ../nbs/16_run.ipynb #bb5a1341
+# %% ../nbs/16_run.ipynb #02f329d2
 class Captions(NamedTuple):
     "What became of many videos."
     events: dict[str, list[Event]]
     durations: dict[str, float]     # Seconds
     failures: dict[str, str]        # A sentence for each video that could not be read
 
-# %% ../nbs/16_run.ipynb #850c0d4b
+# %% ../nbs/16_run.ipynb #41fd948d
 @patch
 def caption_all(self: Run,
     videos: dict,                   # Videos by id: files, frames, or frames and seconds
@@ -382,7 +383,7 @@ def caption_all(self: Run,
     result = Captions({}, {}, {})
     waiting: dict = {}
     for v, video in tqdm(videos.items(), disable=not progress or len(videos) < 2, unit="video", leave=False):
-        try: waiting[v] = self.frames(video)
+        try: waiting[v] = self.frames(video, progress)
         except InputError as e:
             result.failures[v] = str(e)
             continue
@@ -392,7 +393,7 @@ def caption_all(self: Run,
     self._caption_waiting(waiting, result, n_events, window)
     return result
 
-# %% ../nbs/16_run.ipynb #ad946205
+# %% ../nbs/16_run.ipynb #d5da4c77
 @patch
 def _caption_waiting(self: Run, waiting: dict, result: Captions, n_events, window) -> None:
     "Caption the videos that wait, all together."
@@ -402,14 +403,14 @@ def _caption_waiting(self: Run, waiting: dict, result: Captions, n_events, windo
     result.events.update(zip(waiting, events))
     waiting.clear()
 
-# %% ../nbs/16_run.ipynb #e51f87cd
+# %% ../nbs/16_run.ipynb #304507fc
 def _many(videos) -> dict | None:
     "Several videos by id, or None for one. `InputError` for two files of one name."
     if isinstance(videos, dict): return videos
     files = isinstance(videos, (list, tuple)) and all(isinstance(o, (str, Path)) for o in videos)
     return by_id((Path(o).stem, Path(o)) for o in videos) if files else None
 
-# %% ../nbs/16_run.ipynb #65981f0d
+# %% ../nbs/16_run.ipynb #072e23f9
 @patch
 def caption(self: Run,
     videos,                         # A file; frames; (frames, seconds); a list of files; a dict of any by id
@@ -422,7 +423,7 @@ def caption(self: Run,
     for sentence in result.failures.values(): raise InputError(sentence)
     return result.events["video"] if many is None else result.events
 
-# %% ../nbs/16_run.ipynb #5ef91308
+# %% ../nbs/16_run.ipynb #6603f685
 def caption_video(
     video,                          # A file, frames, or frames and seconds
     run: str | Path,                # A run folder, a demo folder, or a hub id
@@ -433,7 +434,7 @@ def caption_video(
     "The events of one video. For several, open the run once: `Run.load`."
     return Run.load(run, device).caption(video, n_events, window)
 
-# %% ../nbs/16_run.ipynb #83286f27
+# %% ../nbs/16_run.ipynb #11a40b1b
 def _check_sentences(sentences: list[str], n_frames: int) -> None:
     "`InputError` for no sentences, what is no sentence, or more of them than frames."
     if isinstance(sentences, str) or not sentences:
@@ -444,12 +445,12 @@ def _check_sentences(sentences: list[str], n_frames: int) -> None:
         raise InputError(f"{len(sentences)} sentences are more than the video's {n_frames} frames, "
                          "and each takes one at least")
 
-# %% ../nbs/16_run.ipynb #879e7a5a
+# %% ../nbs/16_run.ipynb #256a078c
 def _embedded(sentences: list[str], encoder: Encoder) -> torch.Tensor:      # [1,N,D]
     "Sentences as training reads them, in the space of the frames."
     return encoder.texts([clean_caption(s) for s in sentences]).cpu()[None]
 
-# %% ../nbs/16_run.ipynb #e0e4b3c7
+# %% ../nbs/16_run.ipynb #c7d55565
 @patch
 def align(self: Run,
     video,                  # A file, frames, or frames and seconds
@@ -468,7 +469,7 @@ def align(self: Run,
     with torch.no_grad(): centers, widths = self.model.localizer(*parts)
     return _as_events(sentences, centers[0], widths[0], seconds)
 
-# %% ../nbs/16_run.ipynb #d8b8a623
+# %% ../nbs/16_run.ipynb #d95ae4e0
 def _aligned(frames, texts, sentences: list[str], seconds: float, temperature: float = 1.) -> list[Event]:
     "Sentences [1,N,D] at their places among frames [S,D], by alignment alone."
     x = sample_frames(frames, max(2, len(frames)))[None]        # T - 1 divides: a single frame is taken twice
@@ -476,7 +477,7 @@ def _aligned(frames, texts, sentences: list[str], seconds: float, temperature: f
     centers, widths = align_captions(x, texts, valid, temperature)
     return _as_events(sentences, centers[0], widths[0], seconds)
 
-# %% ../nbs/16_run.ipynb #7931b138
+# %% ../nbs/16_run.ipynb #adc9bb0e
 def align(
     video,                  # A file, or frames [S,D] and the seconds of the video
     sentences: list[str],   # In the order in which they happen
