@@ -368,7 +368,7 @@ class Captions(NamedTuple):
     durations: dict[str, float]     # Seconds
     failures: dict[str, str]        # A sentence for each video that could not be read
 
-# %% ../nbs/16_run.ipynb #41fd948d
+# %% ../nbs/16_run.ipynb #927ff4c8
 @patch
 def caption_all(self: Run,
     videos: dict,                   # Videos by id: files, frames, or frames and seconds
@@ -380,6 +380,8 @@ def caption_all(self: Run,
     "Find and describe the events of many videos; those that cannot be read are listed."
     _check_options(n_events, window)
     window = self.window if window is None else window
+    counter = None if n_events else self.counter        # loaded before any video is read
+    parts = (self.model, counter, n_events, window)
     result = Captions({}, {}, {})
     waiting: dict = {}
     for v, video in tqdm(videos.items(), disable=not progress or len(videos) < 2, unit="video", leave=False):
@@ -389,17 +391,15 @@ def caption_all(self: Run,
             continue
         result.durations[v] = waiting[v][1]
         if sum(len(windows(d, window)) for _, d in waiting.values()) >= together:
-            self._caption_waiting(waiting, result, n_events, window)
-    self._caption_waiting(waiting, result, n_events, window)
+            _caption_waiting(waiting, result, parts)
+    _caption_waiting(waiting, result, parts)
     return result
 
-# %% ../nbs/16_run.ipynb #d5da4c77
-@patch
-def _caption_waiting(self: Run, waiting: dict, result: Captions, n_events, window) -> None:
+# %% ../nbs/16_run.ipynb #19628daa
+def _caption_waiting(waiting: dict, result: Captions, parts: tuple) -> None:
     "Caption the videos that wait, all together."
     if not waiting: return
-    counter = None if n_events else self.counter
-    events = caption_frames(list(waiting.values()), self.model, counter, n_events, window)
+    events = caption_frames(list(waiting.values()), *parts)
     result.events.update(zip(waiting, events))
     waiting.clear()
 

@@ -355,7 +355,7 @@ def test_caption_with_what_is_no_run(demo, tmp_path):
     r = run("sail_caption", video, "--model", strange)
     refused(r, "sail_caption", "config.json", "setting 'flavour'")
     first = shutil.copytree(demo/"runs"/"sail", tmp_path/"first")
-    write_json(first/"config.json", {"name": "toy", "method": "sail", "seed": 42, "n_frames": 32})
+    write_json(first/"config.json", {"name": "toy", "method": "sail", "seed": 42, "mask": "gaussian"})
     refused(run("sail_caption", video, "--model", first), "sail_caption", "config.json", "0.1")
 
 
