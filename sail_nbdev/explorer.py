@@ -32,7 +32,7 @@ from .video import decode_video
 # %% auto #0
 __all__ = ['EventExplorer']
 
-# %% ../nbs/22_explorer.ipynb #853785f0
+# %% ../nbs/22_explorer.ipynb #2449b320
 def _with_mask(
     e: Event,
     duration: float,    # Seconds of its video
@@ -42,7 +42,7 @@ def _with_mask(
     center = (e.start + e.end) / 2 / duration
     return dataclasses.replace(e, center=center, width=e.duration / duration)
 
-# %% ../nbs/22_explorer.ipynb #76e45941
+# %% ../nbs/22_explorer.ipynb #fe548faf
 class EventExplorer:
     "Look at the events and masks of held-out videos, and move a mask by hand."
     def __init__(self,
@@ -63,7 +63,7 @@ class EventExplorer:
         self._reason = ""               # why similarities cannot be shown
         self.load()
 
-# %% ../nbs/22_explorer.ipynb #b485b02b
+# %% ../nbs/22_explorer.ipynb #0049ad3d
 @patch
 def _known_ids(self: EventExplorer) -> list[str]:
     "Videos that have predictions of the method and true events. `InputError` if there are none."
@@ -75,7 +75,7 @@ def _known_ids(self: EventExplorer) -> list[str]:
     if not ids: raise InputError(f"explorer: no video has both predictions of {self.method} and true events")
     return ids
 
-# %% ../nbs/22_explorer.ipynb #0173f4bd
+# %% ../nbs/22_explorer.ipynb #e9448fc6
 @patch
 def load(self: EventExplorer) -> None:
     "Take the events of the chosen video as they were predicted, and choose the first."
@@ -84,7 +84,7 @@ def load(self: EventExplorer) -> None:
     self.events = [_with_mask(e, duration) for e in predicted]
     self.event = 0
 
-# %% ../nbs/22_explorer.ipynb #194610cd
+# %% ../nbs/22_explorer.ipynb #6905bb71
 @patch
 def move(self: EventExplorer,
     center: float,      # In [0,1]
@@ -97,7 +97,7 @@ def move(self: EventExplorer,
     self.events[self.event] = Event(start, end, self.events[self.event].caption, center, width)
     return self.events[self.event]
 
-# %% ../nbs/22_explorer.ipynb #d32c5b3e
+# %% ../nbs/22_explorer.ipynb #e4881d3d
 @patch
 def scored(self: EventExplorer,
     least: float = 0.,
@@ -108,7 +108,7 @@ def scored(self: EventExplorer,
     found = m.events[self.method]
     return [v for v in self.ids if v in found and least <= mean_iou(found[v], m.truth[v].events) <= most]
 
-# %% ../nbs/22_explorer.ipynb #9beb0a44
+# %% ../nbs/22_explorer.ipynb #75fdc30e
 @patch
 def frames(self: EventExplorer):
     "Frames and times of the chosen video, decoded once; None if there is no file."
@@ -116,7 +116,7 @@ def frames(self: EventExplorer):
     if self.video not in self._strips: self._strips[self.video] = decode_video(path)[:2] if path else None
     return self._strips[self.video]
 
-# %% ../nbs/22_explorer.ipynb #0e8bd2ae
+# %% ../nbs/22_explorer.ipynb #ad463e9e
 @patch
 def rows(self: EventExplorer) -> dict[str, list[Event]]:
     "The true events of the chosen video, and those of every method."
@@ -124,13 +124,13 @@ def rows(self: EventExplorer) -> dict[str, list[Event]]:
     predicted = {n: m.events[n][self.video] for n in ordered(m.events) if self.video in m.events[n]}
     return {"truth": m.truth[self.video].events} | predicted
 
-# %% ../nbs/22_explorer.ipynb #34b16e4a
+# %% ../nbs/22_explorer.ipynb #be89c69b
 @patch
 def config(self: EventExplorer) -> Config:
     "The settings of the chosen method's run; those of the toy preset if it is not known."
     return self.material.configs.get(self.method) or Config.preset("toy")
 
-# %% ../nbs/22_explorer.ipynb #364d40ff
+# %% ../nbs/22_explorer.ipynb #c3c94bb6
 @patch
 def draw_masks(self: EventExplorer, ax) -> None:
     "Draw the masks of the chosen video, of the run's own family, over its film strip if it has one."
@@ -142,7 +142,7 @@ def draw_masks(self: EventExplorer, ax) -> None:
         plot_masks([e], duration, ax, color, self.config().localizer)
     if strip: ax.set(ylabel="")
 
-# %% ../nbs/22_explorer.ipynb #95cd50cc
+# %% ../nbs/22_explorer.ipynb #81af965e
 @patch
 def figure(self: EventExplorer,
     timelines: bool = True,     # With the rows of all methods
@@ -159,7 +159,7 @@ def figure(self: EventExplorer,
     self.draw_masks(axes[-1, 0])
     return fig
 
-# %% ../nbs/22_explorer.ipynb #92f6b4f4
+# %% ../nbs/22_explorer.ipynb #9aeecae1
 @patch
 def _png(self: EventExplorer, timelines: bool = True) -> bytes:
     "The picture as PNG."
@@ -169,14 +169,14 @@ def _png(self: EventExplorer, timelines: bool = True) -> bytes:
     plt.close(fig)
     return data.getvalue()
 
-# %% ../nbs/22_explorer.ipynb #f487d4ca
+# %% ../nbs/22_explorer.ipynb #6a550cce
 @patch(as_prop=True)
 def encoder(self: EventExplorer) -> Encoder:
     "What made the features of the data folder, loaded once."
     if self._clip is None: self._clip = Encoder(*made_with(self.material.videos.parent))
     return self._clip
 
-# %% ../nbs/22_explorer.ipynb #58e01423
+# %% ../nbs/22_explorer.ipynb #eaeac6e9
 @patch
 def _embedded(self: EventExplorer):
     "Frames [S,D] and captions [N,D] of the chosen video and method. `InputError` if the folder lacks them."
@@ -187,7 +187,7 @@ def _embedded(self: EventExplorer):
     captions = [e.caption for e in m.events[self.method][self.video]]
     return torch.as_tensor(store[self.video]), self.encoder.texts(captions).cpu()
 
-# %% ../nbs/22_explorer.ipynb #5c9c309e
+# %% ../nbs/22_explorer.ipynb #ecf64f89
 @patch
 def margins(self: EventExplorer):
     "`(s_pos, s_neg)` [N] of the masks as they stand; None without events, features or text encoder."
@@ -205,7 +205,7 @@ def margins(self: EventExplorer):
     valid = torch.ones(1, len(texts), dtype=torch.bool)
     return tuple(s[0].numpy() for s in similarities(masks[None], x[None], texts[None], valid))
 
-# %% ../nbs/22_explorer.ipynb #445ded0e
+# %% ../nbs/22_explorer.ipynb #2a930ede
 @patch
 def masks(self: EventExplorer,
     n_frames: int,      # T
@@ -215,7 +215,7 @@ def masks(self: EventExplorer,
     centers, widths = torch.tensor([(e.center, e.width) for e in self.events]).T
     return MASKS[c.mask](centers, widths, n_frames, c.tau, c.width_floor)
 
-# %% ../nbs/22_explorer.ipynb #cb9b43dd
+# %% ../nbs/22_explorer.ipynb #8e17fd53
 @patch
 def _rows_html(self: EventExplorer) -> str:
     "The rows of the chosen video; the caption of an event is its tooltip."
@@ -226,7 +226,7 @@ def _rows_html(self: EventExplorer) -> str:
     style = Style(Safe(package_file("player.css") + package_file("explorer.css")))
     return to_xml(Div(style, *lines, cls="sv-explorer"), indent=False)
 
-# %% ../nbs/22_explorer.ipynb #e3680038
+# %% ../nbs/22_explorer.ipynb #207846db
 _LARGEST = 30e6     # bytes of a video that is sent to the browser
 
 @patch
@@ -236,7 +236,7 @@ def _player_html(self: EventExplorer) -> str:
     if not path or path.stat().st_size >= _LARGEST: return ""
     return to_xml(Video(controls=True, src=video_source(path), cls="sv-film"), indent=False)
 
-# %% ../nbs/22_explorer.ipynb #736391ae
+# %% ../nbs/22_explorer.ipynb #fd3593e5
 @patch
 def _sentence(self: EventExplorer) -> str:
     "Where the chosen event is, what it says, and how well its mask matches that."
@@ -247,7 +247,7 @@ def _sentence(self: EventExplorer) -> str:
     elif self._reason: words += [Br(), f"no s⁺ and s⁻: {self._reason}"]
     return to_xml(Span(*words), indent=False)
 
-# %% ../nbs/22_explorer.ipynb #90d0b962
+# %% ../nbs/22_explorer.ipynb #4109af32
 def _parts(ids: list[str], methods: list[str]) -> dict:
     "The widgets, by what they show."
     def slider(least, name):
@@ -262,7 +262,7 @@ def _parts(ids: list[str], methods: list[str]) -> dict:
                 player=widgets.HTML(), rows=widgets.HTML(), sentence=widgets.HTML(),
                 picture=widgets.Image(format="png"))
 
-# %% ../nbs/22_explorer.ipynb #48c8e8db
+# %% ../nbs/22_explorer.ipynb #d7c4c3bc
 @patch
 def widget(self: EventExplorer):
     "The explorer as a box of widgets, made once."
@@ -280,7 +280,7 @@ def widget(self: EventExplorer):
     self._box = widgets.VBox([*above, beside("center", "width"), p["sentence"], p["picture"]])
     return self._box
 
-# %% ../nbs/22_explorer.ipynb #434263b4
+# %% ../nbs/22_explorer.ipynb #4f98219a
 @patch
 def _changed(self: EventExplorer, name: str, change) -> None:
     "A widget has a new value: take it over and draw again."
@@ -292,7 +292,7 @@ def _changed(self: EventExplorer, name: str, change) -> None:
     if name in ("scores", "video", "method"): self.load()
     self._fill()
 
-# %% ../nbs/22_explorer.ipynb #0480f138
+# %% ../nbs/22_explorer.ipynb #e0ea2f7a
 @patch
 def _offer(self: EventExplorer) -> None:
     "Offer the videos in the range of scores, and go to one of them."
@@ -302,21 +302,24 @@ def _offer(self: EventExplorer) -> None:
     self.parts["video"].options = offered or [self.video]
     self._quiet = False
 
-# %% ../nbs/22_explorer.ipynb #f935d09a
+# %% ../nbs/22_explorer.ipynb #633ecd6c
 @patch
 def _fill_event(self: EventExplorer) -> None:
     "Bring choice, sliders and sentence to the chosen event."
     p = self.parts
     n = len(self.events)
     p["event"].options = [(f"{i + 1} of {n}", i) for i in range(n)]
-    if not n: return
+    for name in ("center", "width"): p[name].disabled = not n
+    if not n:
+        p["sentence"].value = to_xml(Span(f"{self.method} has no events in {self.video}"), indent=False)
+        return
     e = self.events[self.event]
     p["event"].value = self.event
     p["center"].value = min(max(e.center, 0.), 1.)
     p["width"].value = min(max(e.width, .01), 1.)
     p["sentence"].value = self._sentence()
 
-# %% ../nbs/22_explorer.ipynb #6beb36a0
+# %% ../nbs/22_explorer.ipynb #bf15b918
 @patch
 def _fill(self: EventExplorer) -> None:
     "Bring the widgets to the state of the explorer."
@@ -331,7 +334,7 @@ def _fill(self: EventExplorer) -> None:
     p["picture"].value = self._png(timelines=False)
     self._quiet = False
 
-# %% ../nbs/22_explorer.ipynb #32c53be7
+# %% ../nbs/22_explorer.ipynb #961fb69d
 @patch
 def _repr_mimebundle_(self: EventExplorer, include=None, exclude=None) -> dict:
     "The widgets, and the picture for a front end that has none."

@@ -21,6 +21,18 @@ def test_widgets_follow(made_demo):
     assert explorer.method == "uniform" and "image/png" in explorer._repr_mimebundle_()
 
 
+def test_a_video_without_events(made_demo):
+    "Nothing of the video before stays on the screen."
+    explorer = EventExplorer(made_demo[0])
+    explorer.material.events["sail"]["val_0003"] = []
+    explorer.widget()
+    explorer.parts["video"].value = "val_0003"
+    assert "sail has no events in val_0003" in explorer.parts["sentence"].value
+    assert explorer.parts["center"].disabled and explorer.parts["width"].disabled
+    explorer.parts["video"].value = "val_0001"
+    assert EVIL[2:8] in explorer.parts["sentence"].value and not explorer.parts["center"].disabled
+
+
 def test_captions_full_of_markup_are_text(made_demo):
     explorer = EventExplorer(made_demo[0])
     explorer.widget()
