@@ -29,7 +29,8 @@ from numpy.typing import ArrayLike
 
 # %% auto #0
 __all__ = ['COLORS', 'InputError', 'Event', 'Video', 'tiou', 'plot_style', 'command', 'atomic_path', 'write_text', 'write_json',
-           'read_json', 'read_lines', 'writable_dir', 'package_file', 'derive_seed', 'set_seed', 'pick_device']
+           'read_text', 'read_json', 'read_lines', 'writable_dir', 'package_file', 'derive_seed', 'set_seed',
+           'pick_device']
 
 # %% ../nbs/00_core.ipynb #f21082bd
 class InputError(ValueError):
@@ -194,8 +195,8 @@ def write_json(
     "Write `value` as JSON, whole or not at all. `InputError` if it cannot be written."
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/00_core.ipynb #f4342faf
-def _read_text(path: str | Path) -> str:
+# %% ../nbs/00_core.ipynb #bfdbc255
+def read_text(path: str | Path) -> str:
     "The text of a UTF-8 file. `InputError` if it is missing, a folder, or not UTF-8."
     try: return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
@@ -223,19 +224,19 @@ def _parse_json(text: str, path: str | Path, line: int = 1) -> Any:
         place = f"line {e.lineno + line - 1}, column {e.colno}"
         raise InputError(f"{path}: not JSON at {place} ({e.msg})") from None
 
-# %% ../nbs/00_core.ipynb #ee7b265e
+# %% ../nbs/00_core.ipynb #ba6c39ba
 def read_json(
     path: str | Path,
 ) -> Any:
     "The value of a JSON file. `InputError` if it is missing, not UTF-8, not JSON, or has a name twice."
-    return _parse_json(_read_text(path), path)
+    return _parse_json(read_text(path), path)
 
-# %% ../nbs/00_core.ipynb #d829200a
+# %% ../nbs/00_core.ipynb #d6bfcfe7
 def read_lines(
     path: str | Path,
 ) -> list[Any]:
     "The values of a file with one JSON value per line; empty lines are skipped. Raises as `read_json`."
-    lines = enumerate(_read_text(path).split("\n"), 1)
+    lines = enumerate(read_text(path).split("\n"), 1)
     return [_parse_json(text, path, i) for i, text in lines if text.strip()]
 
 # %% ../nbs/00_core.ipynb #d1323107

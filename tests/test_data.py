@@ -85,20 +85,21 @@ def test_files_of_a_split(tmp_path):
 
 
 WRONG_ANNOTATIONS = {
-    "[]": "top level must be an object",
+    "[]": "at least one video",
+    "[1]": "is in no form that is known here, but a list that begins with '1'",
     "{}": "at least one video",
-    '{"v": 3}': "video v: must be an object",
+    '{"v": 3}': "video v: must be a list of events",
     '{"v": {}}': "video v: needs a list 'sentences'",
     '{"v": {"sentences": [3]}}': "video v: sentence 3 is not a text",
     '{"v": {"sentences": ["a"], "duration": 0}}': "duration 0 is not a positive",
     '{"v": {"sentences": ["a"], "duration": NaN}}': "duration nan is not a positive",
-    '{"v": {"sentences": ["a"], "duration": "9"}}': "duration '9' is not a positive",
+    '{"v": {"sentences": ["a"], "duration": "long"}}': "duration 'long' is not a positive",
     '{"v": {"sentences": ["a"], "duration": true}}': "duration True is not a positive",
     '{"v": {"sentences": ["a"]}, "v": {"sentences": ["b"]}}': "'v' stands twice",
-    '{"database": {"v": {}}}': "annotations must be a list",
-    '{"v": {"sentences": ["a"], "timestamps": [[1]]}}': "time stamp [1]",
-    '{"v": {"sentences": ["a"], "timestamps": [[1, Infinity]]}}': "time stamp [1, inf]",
-    '{"v": {"sentences": ["a", "b"], "timestamps": [[1, 2]]}}': "timestamps must be a list of 2",
+    '{"database": {"v": {}}}': "video v: needs a list 'sentences'",
+    '{"v": {"sentences": ["a"], "timestamps": [[1]]}}': "video v: event 0: timestamp=[1] must be two numbers",
+    '{"v": {"sentences": ["a"], "timestamps": [[1, Infinity]]}}': "timestamp=[1.0, inf] must be finite",
+    '{"v": {"sentences": ["a", "b"], "timestamps": [[1, 2]]}}': "as long as timestamps (1)",
 }
 
 
@@ -153,25 +154,22 @@ def annotated(times, sentences): return {"v": {"timestamps": times, "sentences":
 
 
 WRONG_PREDICTIONS = {
-    "a list": ([], "the top level must be an object with one entry for each video, not list"),
-    "empty": ({}, "holds no predictions"),
-    "empty results": ({"results": {}}, "results: holds no predictions"),
+    "a list": ([3], "is in no form that is known here"),
+    "empty": ({}, "holds no videos"),
+    "empty results": ({"results": {}}, "holds no videos"),
     "results no object": ({"results": [1]}, "results: the top level must be an object"),
     "a number for a video": ({"results": {"v": 3}}, "video v: must be a list of events"),
     "a number for an event": ({"v": [3]}, "video v: event 0 must be an object with sentence and timestamp"),
     "no sentence": ({"v": [{"timestamp": [0, 1]}]}, "video v: event 0 must be an object with sentence"),
     "no text": (row(sentence=3), "video v: event 1: sentence=3 must be text"),
     "one time": (row(timestamp=[0]), "video v: event 1: timestamp=[0] must be two numbers"),
-    "a time in quotes": (row(timestamp=[0, "1"]), "video v: event 1: timestamp=[0, '1'] must be two numbers"),
+    "a word for a time": (row(timestamp=[0, "end"]), "video v: event 1: timestamp=[0, 'end'] must be two"),
     "a flag": (row(timestamp=[0, True]), "must be two numbers"),
     "not finite": (row(timestamp=[0, float("nan")]), "video v: event 1: timestamp=[0.0, nan] must be finite"),
-    "reversed": (row(timestamp=[5, 1]), "video v: event 1: timestamp=[5.0, 1.0] ends before it starts"),
     "centre": (row(center=2), "video v: event 1: center=2 must be a number in [0,1]"),
     "width": (row(width="wide"), "video v: event 1: width='wide' must be a number in [0,1]"),
-    "no annotated event": (annotated([], []), "video v: timestamps must be a list of at least"),
     "fewer sentences": (annotated([[0, 1]], []), "sentences must be a list as long as timestamps (1)"),
-    "annotated backwards": (annotated([[5, 1]], ["a"]), "timestamps[0]=[5.0, 1.0] ends before it starts"),
-    "annotated without text": (annotated([[0, 1]], [3]), "sentences[0]=3 must be text"),
+    "annotated without text": (annotated([[0, 1]], [3]), "event 0: sentence=3 must be text"),
 }
 
 
