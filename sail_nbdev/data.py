@@ -66,9 +66,9 @@ FORMS = {
     "sentences": "{id: [sentence, …]} without times",
 }
 
-# %% ../nbs/02_data.ipynb #352755a9
+# %% ../nbs/02_data.ipynb #a1987d23
 _SPELLINGS = {
-    "video": ("video", "video_id", "vid", "id", "image_id", "youtube_id", "video_name", "filename"),
+    "video": ("video", "video_id", "vid", "image_id", "youtube_id", "video_name", "filename", "id"),
     "start": ("start", "start_time", "starttime", "start_seconds", "start_sec", "begin", "t_start", "from"),
     "end": ("end", "end_time", "endtime", "end_seconds", "end_sec", "stop", "t_end", "to"),
     "time": ("timestamp", "segment", "interval", "time", "time_range", "span", "window", "timestamps"),
@@ -468,14 +468,15 @@ def _records_of(
         if form is None: raise
         raise InputError(f"{where}: is not in the form {form}: {FORMS[form]} ({e!r})") from None
 
-# %% ../nbs/02_data.ipynb #5f6a7b49
+# %% ../nbs/02_data.ipynb #12cb0f9c
 _ENDING = re.compile(r"(\.(mp4|mkv|webm|avi|mov|npy|npz|pth?|csv|json|txt|srt|vtt)"
                      r"|_(clip|resnet|bn|rgb|flow|feats?|features?))$", re.I)
 
 def bare_id(
     name: str,      # Of a file or an entry
 ) -> str:
-    "The name without the endings that files of the field carry; never empty."
+    "The name without folders before it and the endings that files of the field carry; never empty."
+    name = name.rsplit("/", 1)[-1] or name
     while (m := _ENDING.search(name)) and m.start(): name = name[:m.start()]
     return name
 
