@@ -17,7 +17,7 @@ from .core import InputError, command, write_json
 __all__ = ['COMMANDS', 'sail_demo', 'sail_features', 'sail_augment', 'sail_train', 'sail_predict', 'sail_caption', 'sail_eval',
            'sail_uniform', 'sail_ablate', 'sail_report', 'command_of']
 
-# %% ../nbs/24_commands.ipynb #9286dd60
+# %% ../nbs/24_commands.ipynb #fd1ea91b
 def _need(
     value,
     option: str,        # Its name on the command line
@@ -26,12 +26,12 @@ def _need(
     "`InputError` if an option was not given."
     if value is None: raise InputError(f"{option} must be given" + f": {what}" * bool(what))
 
-# %% ../nbs/24_commands.ipynb #404f4a11
+# %% ../nbs/24_commands.ipynb #0d4c3444
 def _as_list(value) -> list[str]:
     "What `nargs` gives: one text, or several."
     return [value] if isinstance(value, str) else list(value or ())
 
-# %% ../nbs/24_commands.ipynb #2da65a6e
+# %% ../nbs/24_commands.ipynb #8c84d819
 @command
 def sail_demo(
     out: str = "demo",      # Folder to write
@@ -49,7 +49,7 @@ def sail_demo(
     print(f"open {Path(out)/'report.html'}")
     return 0
 
-# %% ../nbs/24_commands.ipynb #aa91fc17
+# %% ../nbs/24_commands.ipynb #f4139f35
 def _check_features(paths, out, texts, arrays, engine: str, decode: str) -> None:
     "`InputError` for options of `sail_features` that do not go together."
     from sail_nbdev.data import annotation_files
@@ -62,7 +62,7 @@ def _check_features(paths, out, texts, arrays, engine: str, decode: str) -> None
     if decode.split(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"--decode {decode}: is not one of cpu, cuda")
 
-# %% ../nbs/24_commands.ipynb #8c3b0eec
+# %% ../nbs/24_commands.ipynb #13268a48
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
@@ -100,21 +100,21 @@ def sail_features(
     if texts: _print_texts(encode_texts(texts, encoder))
     return int(failed)
 
-# %% ../nbs/24_commands.ipynb #030a09be
+# %% ../nbs/24_commands.ipynb #c63e019b
 def _print_result(result: dict, store) -> bool:     # Did any fail?
     "Print what `extract` or `import_arrays` did."
     from sail_nbdev.store import summary_lines
     for line in summary_lines(result, store): print(line)
     return bool(result["failed"])
 
-# %% ../nbs/24_commands.ipynb #9ef8b018
+# %% ../nbs/24_commands.ipynb #2f2f0df6
 def _print_texts(results: dict) -> None:
     "Print what `encode_texts` did."
     for name, o in results.items():
         done = f"{len(o['done'])} videos with captions done, {len(o['skipped'])} were there already"
         print(f"{done}, {o['truncated']} captions cut; {name}")
 
-# %% ../nbs/24_commands.ipynb #96561af3
+# %% ../nbs/24_commands.ipynb #c3693f15
 @command
 def sail_augment(
     annotations: str,               # Annotation file of the training videos
@@ -154,14 +154,14 @@ def sail_augment(
     print("\n".join(summary_lines(summary, out)))
     return 1 if summary["errors"] else 0
 
-# %% ../nbs/24_commands.ipynb #104961f3
+# %% ../nbs/24_commands.ipynb #10f11bb0
 def _print_estimate(preset: str, config, data, device, compile: bool) -> int:
     "Print what training and prediction would take on this machine."
     from sail_nbdev.train import cost_table, estimate_cost, training_videos
     print(cost_table(estimate_cost(config, training_videos(preset, data), device, compile=compile)))
     return 0
 
-# %% ../nbs/24_commands.ipynb #1d6f73c1
+# %% ../nbs/24_commands.ipynb #ed83d01f
 @command
 def sail_train(
     preset: str,                # activitynet, youcook2, toy, plain (derived from the data), or a config.json
@@ -196,7 +196,7 @@ def sail_train(
         print(f"sail_train: {e}; the videos in them are listed in {listed}", file=sys.stderr)
         return 1
 
-# %% ../nbs/24_commands.ipynb #771a3149
+# %% ../nbs/24_commands.ipynb #f697fcf6
 @command
 def sail_predict(
     run: str,               # Run folder
@@ -217,20 +217,20 @@ def sail_predict(
     print(f"{sum(map(len, events.values()))} events of {len(events)} videos in {path}")
     return 0
 
-# %% ../nbs/24_commands.ipynb #8ea17d6f
+# %% ../nbs/24_commands.ipynb #a021ef57
 def _mask_curves(run, events: dict) -> dict:
     "The masks of the events of each video, of the run's own family, as the page draws them."
     from sail_nbdev.masks import event_masks
     return {v: event_masks(found, run.config.localizer) for v, found in events.items()}
 
-# %% ../nbs/24_commands.ipynb #9d8c4864
+# %% ../nbs/24_commands.ipynb #3550a930
 def _print_events(events: dict) -> None:
     "Print the events of each video, with its id where there are several."
     for video, found in events.items():
         if len(events) > 1: print(video)
         for e in found: print(f"{e.start:8.2f} {e.end:8.2f}  {e.caption}")
 
-# %% ../nbs/24_commands.ipynb #9ad23588
+# %% ../nbs/24_commands.ipynb #668b899a
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -263,7 +263,7 @@ def sail_caption(
     for reason in result.failures.values(): print(f"failed: {reason}")
     return 1 if result.failures else 0
 
-# %% ../nbs/24_commands.ipynb #55ac128b
+# %% ../nbs/24_commands.ipynb #0424052e
 @command
 def sail_eval(
     pred: Param("Predictions, a JSON file", str),
@@ -285,7 +285,7 @@ def sail_eval(
     for sentence in missing: print(f"sail_eval: {sentence}", file=sys.stderr)
     return 1 if missing else 0
 
-# %% ../nbs/24_commands.ipynb #57dce2b0
+# %% ../nbs/24_commands.ipynb #b3f9558b
 @command
 def sail_uniform(
     ref: Param("Reference files: only ids and durations are read", str, nargs="+"),
@@ -307,7 +307,7 @@ def sail_uniform(
     print(f"{sum(map(len, events.values()))} events of {len(events)} videos in {out}{note}")
     return 0
 
-# %% ../nbs/24_commands.ipynb #dee19c40
+# %% ../nbs/24_commands.ipynb #9fe6cf24
 def _grid_rows(grid: str, data, out: Path, preset: str, seeds: int, worlds, device, overrides: dict) -> list:
     "The rows of a grid; of a study's grid in its worlds. `InputError` for worlds of another grid."
     from sail_nbdev.experiments import STUDIES, ablate, study
@@ -315,7 +315,7 @@ def _grid_rows(grid: str, data, out: Path, preset: str, seeds: int, worlds, devi
     if not worlds: return ablate(grid, data, out, preset, seeds, device, overrides)
     raise InputError(f"--worlds: belongs to the grids {' and '.join(STUDIES)}, not to {grid}")
 
-# %% ../nbs/24_commands.ipynb #d5d08487
+# %% ../nbs/24_commands.ipynb #072e2f99
 @command
 def sail_ablate(
     grid: str,              # Name of a grid: methods, components, masks, … (an unknown one lists them all)
@@ -339,25 +339,33 @@ def sail_ablate(
     print(write_summaries(rows, folder))
     return 0
 
-# %% ../nbs/24_commands.ipynb #24efb582
+# %% ../nbs/24_commands.ipynb #48b9a327
 @command
 def sail_report(
-    runs: Param("A demo folder, or one or more run folders", str, nargs="+"),
+    sources: Param("Run folders, or a demo folder, and prediction files of other systems", str, nargs="+"),
+    data: str = None,           # Data folder with annotations and videos (that of the runs if not given)
     out: str = "report.html",   # The page to write
-) -> int:
-    "Write one self-contained page about a demo folder or about run folders."
-    from sail_nbdev.report import make_report
-    path = make_report(_as_list(runs), out)
+) -> int:                       # 0 all well, 1 a prediction file could not be scored
+    "Write one self-contained page about runs and other systems; what has no scores is scored."
+    from sail_nbdev.core import write_text
+    from sail_nbdev.report import check_page, read_material, report_html, score_missing
+    path = check_page(out)
+    material = read_material(*_as_list(sources), data=data)
+    score_missing(material)
+    write_text(path, report_html(material))
+    for name, lines in material.notes.items(): print(f"{name}: {'; '.join(lines)}")
+    for name, why in material.unscored.items():
+        print(f"sail_report: {name} is not scored: {why}", file=sys.stderr)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    return 0
+    return int(bool(set(material.unscored) - set(material.configs)))
 
-# %% ../nbs/24_commands.ipynb #225cf6a3
+# %% ../nbs/24_commands.ipynb #26a9b2bb
 COMMANDS = dict(sail_demo=sail_demo, sail_features=sail_features, sail_augment=sail_augment,
                 sail_train=sail_train, sail_predict=sail_predict, sail_caption=sail_caption,
                 sail_eval=sail_eval, sail_uniform=sail_uniform, sail_ablate=sail_ablate,
                 sail_report=sail_report)
 
-# %% ../nbs/24_commands.ipynb #dbe1c132
+# %% ../nbs/24_commands.ipynb #ed2291a4
 def command_of(
     argv: list[str],    # Name of a command and its options
 ) -> Callable:          # The command, which reads its options from `sys.argv`
@@ -369,5 +377,5 @@ def command_of(
     sys.argv = list(argv)
     return COMMANDS[name]
 
-# %% ../nbs/24_commands.ipynb #2e0c2b81
+# %% ../nbs/24_commands.ipynb #c0d4e9b0
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(command_of(sys.argv[1:])())

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from pages import EVIL, Page, check_escaped, check_self_contained, put_run
 
 from sail_nbdev.core import InputError
 from sail_nbdev.masks import event_masks
-from sail_nbdev.report import (Material, findings, make_report, pick_videos, read_material, report_html,
-                               score_table)
+from sail_nbdev.report import (Material, findings, make_report, method_colors, pick_videos, read_material,
+                               report_html, score_missing, score_table)
 
 SECTIONS = ["scores", "videos", "counts", "widths", "training", "synthetic", "config", "again"]
 EXPECTED = Path(__file__).parent/"data"/"eval"/"expected"/"toy.json"
@@ -30,6 +31,15 @@ def page(made_demo, tmp_path_factory):
 @pytest.fixture
 def copy(made_demo, tmp_path):
     return shutil.copytree(made_demo[0], tmp_path/"demo")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Only places are scored, so that METEOR's program need not start."
+    from sail_nbdev.evaluate import evaluate_many
+    def places(predictions, references, **kwargs):
+        return evaluate_many(predictions, references, metrics=["localization"])
+    monkeypatch.setattr("sail_nbdev.report.evaluate_many", places)
 
 
 def sections(page):
@@ -59,7 +69,7 @@ def test_report_escapes_everything(page):
     assert "http" not in page.replace("http-equiv", "").replace("src=http://example.com/x&gt;", "")
 
 
-def test_run_names_full_of_markup_are_text(copy, tmp_path):
+def test_run_names_full_of_markup_are_text(copy, tmp_path, quick):
     name = EVIL.replace("/", "")
     (copy/"runs"/"sail").rename(copy/"runs"/name)
     page = make_report([copy/"runs"/name, copy/"runs"/"ilcacm"], tmp_path/"r.html").read_text()
@@ -101,10 +111,18 @@ def test_report_is_the_same_twice(made_demo, tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_report_of_runs(made_demo, tmp_path):
+def test_report_of_runs(made_demo, tmp_path, quick):
     runs = [made_demo[0]/"runs"/name for name in ("sail", "ilcacm")]
-    p = check_self_contained(make_report(runs, tmp_path/"runs.html").read_text())
-    assert len(p.all("video")) == 3 and "There are no scores in this folder." in p.texts
+    page = make_report(runs, tmp_path/"runs.html").read_text()
+    p = check_self_contained(page)
+    assert len(p.all("video")) == 3 and row_names(page) == ["uniform", "ilcacm", "sail"]
+    assert "scored here against val.json" in p.texts
+
+
+def row_names(page):
+    "The names of the rows of the table of scores."
+    table = re.search(r'<table class="scores">(.*?)</table>', page, re.S)[1]
+    return [unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall('<th scope="row">(.*?)</th>', table)]
 
 
 @pytest.mark.parametrize("mask", ["cauchy", "hard"])
@@ -128,6 +146,8 @@ def test_report_of_a_run_whose_data_is_gone(made_demo, tmp_path):
     (moved/"run.json").write_text(json.dumps(run))
     p = check_self_contained(make_report(moved, tmp_path/"r.html").read_text())
     assert sections(p) == ["scores", "training", "config", "again"]
+    assert "There are no scores in this folder." in p.texts
+    assert any("is not scored: there are no references" in t for t in p.texts)
 
 
 def test_report_without_a_video_file(copy, tmp_path):
@@ -170,6 +190,155 @@ def test_scores_of_the_evaluator_fill_the_table():
 def test_findings_of_nothing():
     assert findings({}) == [] and findings({"sail": {}}) == []
     check_self_contained(report_html(Material()))
+
+
+# -- predictions of other systems
+
+@pytest.fixture
+def world(made_demo):
+    "The data folder of the demo, the names of its videos and their durations."
+    return made_demo[0]/"world", {v: o["duration"] for v, o in made_demo[1].items()}
+
+
+def write_csv(path, seconds, prefix="", suffix=".mp4", sentence="A ball rolls."):
+    "Two events for each video, as a table."
+    rows = [f"{prefix}{v}{suffix},{s * d:.2f},{(s + .5) * d:.2f},{sentence}"
+            for v, d in seconds.items() for s in (0, .5)]
+    path.write_text("\n".join(["video,start,end,sentence", *rows]))
+    return path
+
+
+def test_a_table_of_others_stands_beside_a_run(made_demo, world, tmp_path):
+    data, seconds = world
+    table = write_csv(tmp_path/"qwen.csv", seconds)
+    page = make_report([made_demo[0]/"runs"/"sail", table], tmp_path/"r.html", data=data).read_text()
+    p = check_self_contained(page)
+    assert row_names(page) == ["uniform", "sail", "qwen"]
+    assert "read" in sections(p) and any("3 of 3" in t for t in p.texts)
+    rows = [a["data-row"] for _, a in p.elements if "data-row" in a]
+    assert rows == ["truth", "uniform", "sail", "qwen"] * 3
+    styles = {a["data-row"]: a["style"].split(";")[0] for _, a in p.elements if "data-row" in a}
+    assert len(set(styles.values())) == 4                           # nobody wears another's colour
+
+
+def test_it_stands_beside_a_demo_too(made_demo, world, tmp_path, quick):
+    table = write_csv(tmp_path/"qwen.csv", world[1])
+    page = make_report([made_demo[0], table], tmp_path/"r.html").read_text()
+    check_self_contained(page)
+    assert row_names(page) == ["uniform", "ilcacm", "sail", "qwen"]
+
+
+def test_a_run_without_scores_keeps_its_row(copy, tmp_path, quick):
+    "Also where another run has its scores at hand, and where nothing can be scored."
+    uniform = shutil.copytree(copy/"runs"/"ilcacm", copy/"runs"/"uniform")
+    shutil.copy(copy/"predictions"/"uniform.json", uniform/"predictions.json")
+    (copy/"runs"/"sail"/"scores.json").write_text(EXPECTED.read_text())
+    runs = [copy/"runs"/"sail", uniform]
+    page = make_report(runs, tmp_path/"r.html").read_text()
+    p = check_self_contained(page)
+    assert row_names(page) == ["uniform", "sail"]
+    (uniform/"predictions.json").unlink()
+    m = read_material(*runs)
+    score_missing(m)
+    assert list(m.unscored) == ["uniform"] and "sail_predict" in m.unscored["uniform"]
+    page = report_html(m)
+    p = check_self_contained(page)
+    assert row_names(page)[:2] == ["uniform", "sail"]
+    assert any("is not scored: it has no predictions" in t for t in p.texts)
+
+
+def test_the_uniform_row_has_the_predicted_counts(made_demo, world, quick):
+    m = read_material(made_demo[0]/"runs"/"sail")
+    score_missing(m)
+    assert {v: len(o) for v, o in m.events["uniform"].items()} == \
+        {v: len(o) for v, o in m.events["sail"].items()}
+    assert m.scores["uniform"]["mean"].keys() == {"Recall", "Precision", "F1"}
+
+
+def test_two_annotators(copy, tmp_path, quick):
+    "Both are scored against, and both are seen."
+    notes = copy/"world"/"annotations"
+    truth = json.loads((notes/"val.json").read_text())
+    (notes/"val.json").rename(notes/"val_1.json")
+    del truth["val_0001"]
+    (notes/"val_2.json").write_text(json.dumps(truth))
+    m = read_material(copy/"runs"/"sail", data=copy/"world")
+    assert len(m.references) == 2 and set(m.second) == {"val_0002", "val_0003"} and len(m.truth) == 3
+    page = make_report(copy/"runs"/"sail", tmp_path/"r.html", data=copy/"world").read_text()
+    p = check_self_contained(page)
+    assert len(p.all(**{"data-row": "truth, second"})) == 2
+    assert "scored here against val_1.json and val_2.json" in p.texts
+
+
+def test_videos_of_any_ending_and_spelling(copy, tmp_path, quick):
+    videos = copy/"world"/"videos"
+    (videos/"val_0001.mp4").rename(videos/"v_val_0001.mkv")
+    (videos/"val_0002.mp4").rename(videos/"val_0002.webm")
+    page = make_report(copy/"runs"/"sail", tmp_path/"r.html", data=copy/"world").read_text()
+    assert len(check_self_contained(page).all("video")) == 3
+
+
+def test_a_damaged_video_is_named(copy, tmp_path, quick):
+    (copy/"world"/"videos"/"val_0001.mp4").write_text("no video")
+    p = check_self_contained(make_report(copy, tmp_path/"r.html").read_text())
+    assert any(t.startswith("Not shown:") and "val_0001.mp4" in t for t in p.texts)
+
+
+def test_predictions_for_other_videos(made_demo, world, tmp_path, quick):
+    data = world[0]
+    other = write_csv(tmp_path/"other.csv", {"abc": 9., "def": 8.}, suffix="")
+    m = read_material(made_demo[0]/"runs"/"sail", other, data=data)
+    score_missing(m)
+    assert list(m.unscored) == ["other"] and "other" not in m.events
+    page = report_html(m)
+    check_self_contained(page)
+    assert row_names(page) == ["uniform", "sail", "other"]
+    with pytest.raises(InputError):
+        read_material(other, data=data)
+    bad = run(made_demo[0]/"runs"/"sail", other, "--data", data, "--out", tmp_path/"x.html")
+    assert bad.returncode == 1 and "other is not scored" in bad.stderr and (tmp_path/"x.html").exists()
+    bad = run(other, "--data", data, "--out", tmp_path/"y.html")
+    assert bad.returncode == 2 and len(bad.stderr.splitlines()) == 1 and not (tmp_path/"y.html").exists()
+
+
+def test_foreign_markup_stays_text(world, tmp_path, quick):
+    data, seconds = world
+    rows = {v: [{"timestamp": [0, d / 2], "caption": EVIL}] for v, d in seconds.items()}
+    name = EVIL.replace("/", "")
+    (tmp_path/f"{name}.json").write_text(json.dumps(rows))
+    page = make_report(tmp_path/f"{name}.json", tmp_path/"r.html", data=data).read_text()
+    p = check_self_contained(page)
+    check_escaped(page)
+    assert row_names(page)[-1] == name and not p.all("b", onclick="x()")
+
+
+def test_names_are_told_apart(world, tmp_path):
+    for place in ("a", "b"):
+        (tmp_path/place).mkdir()
+        write_csv(tmp_path/place/"qwen.csv", world[1])
+    m = read_material(*(tmp_path/place/"qwen.csv" for place in ("a", "b")), data=world[0])
+    assert list(m.events) == ["qwen", "b/qwen"] and m.main == "b/qwen"
+
+
+def test_what_makes_no_page(world, tmp_path):
+    data, seconds = world
+    table = write_csv(tmp_path/"qwen.csv", seconds)
+    (tmp_path/"bad.json").write_text('{"torn": ')
+    (tmp_path/"empty").mkdir()
+    wrong = [([table], None, "give --data"), ([table], tmp_path/"nowhere", "no such data folder"),
+             ([tmp_path/"nothing.csv"], data, "no such file"), ([tmp_path/"bad.json"], data, "not JSON"),
+             ([table], tmp_path/"empty", "val.json: no such file")]
+    for sources, folder, says in wrong:
+        with pytest.raises(InputError, match=says):
+            make_report(sources, tmp_path/"r.html", data=folder)
+    assert not (tmp_path/"r.html").exists()
+
+
+def test_no_colour_runs_out():
+    names = [f"system {i}" for i in range(20)]
+    colors = method_colors(["sail", *names])
+    assert set(colors) == {"sail", *names} and len(set(colors.values())) == 9
+    assert colors["sail"] not in {colors[n] for n in names}
 
 
 def run(*args):
