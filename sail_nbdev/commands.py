@@ -14,8 +14,8 @@ from fastcore.script import Param
 from .core import InputError, command, write_json
 
 # %% auto #0
-__all__ = ['COMMANDS', 'sail_demo', 'sail_features', 'sail_augment', 'sail_train', 'sail_predict', 'sail_caption', 'sail_eval',
-           'sail_uniform', 'sail_ablate', 'sail_report', 'command_of']
+__all__ = ['COMMANDS', 'sail_demo', 'sail_features', 'sail_check', 'sail_augment', 'sail_train', 'sail_predict', 'sail_caption',
+           'sail_eval', 'sail_uniform', 'sail_ablate', 'sail_report', 'command_of']
 
 # %% ../nbs/24_commands.ipynb #fd1ea91b
 def _need(
@@ -49,7 +49,7 @@ def sail_demo(
     print(f"open {Path(out)/'report.html'}")
     return 0
 
-# %% ../nbs/24_commands.ipynb #f4139f35
+# %% ../nbs/24_commands.ipynb #6c0c7c4a
 def _check_features(paths, out, texts, arrays, engine: str, decode: str) -> None:
     "`InputError` for options of `sail_features` that do not go together."
     from sail_nbdev.data import annotation_files
@@ -57,21 +57,40 @@ def _check_features(paths, out, texts, arrays, engine: str, decode: str) -> None
         ways = "videos with --out, arrays with --out, or a data folder with --texts"
         raise InputError(f"nothing to do: give {ways}")
     if (paths or arrays) and not out: raise InputError("--out STORE is needed: the folder the features go to")
+    if paths and arrays: raise InputError("give videos or --arrays, not both: they go to different stores")
     if texts: annotation_files(texts, "train")
     if engine not in ("local", "ray"): raise InputError(f"--engine {engine}: is not one of local, ray")
     if decode.split(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"--decode {decode}: is not one of cpu, cuda")
 
-# %% ../nbs/24_commands.ipynb #13268a48
+# %% ../nbs/24_commands.ipynb #7db81911
+def _take_over(arrays: str, out: str, ids, key, stride: int, model, pretrained, fps: float) -> bool:
+    "Say what arrays of others are, and take them over into the store `out`. Did any fail?"
+    from sail_nbdev.store import FeatureStore, find_arrays, import_arrays, made_by
+    data = Path(out).resolve().parent
+    if ids is None and (data/"annotations").is_dir(): ids = data
+    found = find_arrays(arrays, key, stride, ids)
+    about = made_by(found, model, pretrained, fps)
+    for line in found.lines(fps): print(line)
+    if not about.get("text_tower", True):
+        print(f"{about['model']} has no text tower: uniform and ilcacm can be trained; "
+              "L_sim, L_aug and SAIL+ are out of reach")
+    store = FeatureStore.create(out, **about)
+    return _print_result(import_arrays(found, store), store)
+
+# %% ../nbs/24_commands.ipynb #e3d946d3
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
     out: str = None,            # Feature store to make or to continue
     texts: str = None,          # Data folder whose captions are embedded, for training
-    arrays: str = None,         # Folder of .npy and .npz, or an .h5 file, taken over into --out as it is
-    model: str = None,          # open_clip model or a folder (ViT-L-14, or what made the features of --texts)
+    arrays: str = None,         # Features of others, for --out: a folder (.npy .npz .pt .csv), .pth, .h5
+    ids: str = None,            # Annotation file or data folder whose ids arrays get (that around --out)
+    key: str = None,            # Where arrays stand in groups; several are joined: a/rgb,a/flow
+    stride: int = 1,            # Take only every so many rows of arrays
+    model: str = None,          # open_clip model or folder (ViT-L-14; what made --texts); for arrays any name
     pretrained: str = None,     # Its weights: a name, a file, or none for random ones (openai if not given)
-    fps: float = 1.0,           # Frames per second
+    fps: float = 1.0,           # Frames per second; for arrays the rows a second that are kept
     workers: int = 0,           # Videos decoded at a time; 0: as cores, at most 8 (Ray: as GPUs or cores)
     engine: str = "local",      # local, or ray: the cluster of RAY_ADDRESS, or one started here
     device: str = "",           # cpu, cuda or mps; empty for the best there is
@@ -81,17 +100,14 @@ def sail_features(
 ) -> int:                       # 0 all well, 1 some videos failed
     "Encode the frames of videos, and captions, with CLIP and keep the features; goes on where it stopped."
     from sail_nbdev.clip import Encoder
-    from sail_nbdev.store import FeatureStore, array_width, encode_texts, extract, import_arrays, made_with
+    from sail_nbdev.store import FeatureStore, encode_texts, extract, made_with
     from sail_nbdev.video import find_videos
     _check_features(paths, out, texts, arrays, engine, decode)
     jobs = find_videos(_as_list(paths)) if paths else {}
-    model, pretrained = made_with(texts if not (paths or arrays) else None, model, pretrained)
     failed = False
-    if arrays:
-        made = dict(model=model, pretrained=pretrained, fps=fps, dim=array_width(arrays))
-        store = FeatureStore.create(out, **made)
-        failed |= _print_result(import_arrays(arrays, store), store)
+    if arrays: failed |= _take_over(arrays, out, ids, key, stride, model, pretrained, fps)
     if not (jobs or texts): return int(failed)
+    model, pretrained = made_with(None if paths else texts, model, pretrained)
     encoder = Encoder(model, pretrained, device or None, dtype)
     if jobs:
         store = FeatureStore.create(out, **encoder.meta, fps=fps)
@@ -113,6 +129,20 @@ def _print_texts(results: dict) -> None:
     for name, o in results.items():
         done = f"{len(o['done'])} videos with captions done, {len(o['skipped'])} were there already"
         print(f"{done}, {o['truncated']} captions cut; {name}")
+
+# %% ../nbs/24_commands.ipynb #8e8a14e2
+@command
+def sail_check(
+    data: str,              # Data folder
+    method: str = "sail",   # Exit code 0 if this can be trained: sail, sail_plus, ilcacm or uniform
+) -> int:                   # 0 it can be trained, 1 something is missing
+    "Look at every part of a data folder: what is there, what fits, and the command for what is missing."
+    from sail_nbdev.config import METHODS
+    from sail_nbdev.store import check_data
+    if method not in METHODS: raise InputError(f"--method {method}: is not one of {', '.join(METHODS)}")
+    report = check_data(data)
+    for line in report.lines(): print(line)
+    return 0 if report.ready(method) else 1
 
 # %% ../nbs/24_commands.ipynb #c3693f15
 @command
@@ -359,8 +389,9 @@ def sail_report(
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return int(bool(set(material.unscored) - set(material.configs)))
 
-# %% ../nbs/24_commands.ipynb #26a9b2bb
-COMMANDS = dict(sail_demo=sail_demo, sail_features=sail_features, sail_augment=sail_augment,
+# %% ../nbs/24_commands.ipynb #6baa4c16
+COMMANDS = dict(sail_demo=sail_demo, sail_features=sail_features, sail_check=sail_check,
+                sail_augment=sail_augment,
                 sail_train=sail_train, sail_predict=sail_predict, sail_caption=sail_caption,
                 sail_eval=sail_eval, sail_uniform=sail_uniform, sail_ablate=sail_ablate,
                 sail_report=sail_report)

@@ -256,19 +256,20 @@ def arrays(tmp_path):
 
 
 def test_arrays_of_a_folder(tmp_path, arrays):
-    r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one")
+    r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one", "--model", "c3d")
     assert r.returncode == 0 and "4 videos done" in r.stdout, r.stderr
     store = FeatureStore(tmp_path/"one")
-    assert store.meta == dict(model="ViT-L-14", pretrained="openai", fps=1.0, dim=6) and store.verify() == []
+    assert store.meta == dict(model="c3d", pretrained=None, fps=1.0, dim=6, text_tower=False)
+    assert store.verify() == []
     for v, a in arrays.items():
         np.testing.assert_array_equal(store[v].numpy(), a)
-    r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one", "--fps", 2)
+    r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one", "--model", "c3d", "--fps", 2)
     assert r.returncode == 2 and "made with fps=1.0, not 2.0" in r.stderr
 
 
 def test_arrays_of_one_h5_file(tmp_path, arrays):
-    r = run("--arrays", tmp_path/"all.h5", "--out", tmp_path/"two")
-    assert r.returncode == 1 and "v_3: holds 2 data sets, not one" in r.stdout, r.stdout + r.stderr
+    r = run("--arrays", tmp_path/"all.h5", "--out", tmp_path/"two", "--model", "c3d")
+    assert r.returncode == 1 and "v_3: holds 2 arrays (a, b)" in r.stdout, r.stdout + r.stderr
     for v in ("v_0", "v_1", "v_2"):
         np.testing.assert_array_equal(FeatureStore(tmp_path/"two")[v].numpy(), arrays[v])
     assert "v_3" in (tmp_path/"two"/"failed.jsonl").read_text()
@@ -276,7 +277,7 @@ def test_arrays_of_one_h5_file(tmp_path, arrays):
 
 def test_arrays_that_are_none(tmp_path):
     (tmp_path/"empty").mkdir()
-    for wrong, says in ((tmp_path/"nowhere", "neither a folder"), (tmp_path/"empty", "no .npy or .npz")):
+    for wrong, says in ((tmp_path/"nowhere", "neither a folder"), (tmp_path/"empty", "no .npy, .npz")):
         r = run("--arrays", wrong, "--out", tmp_path/"three")
         assert r.returncode == 2 and says in r.stderr and not (tmp_path/"three").exists()
     pytest.importorskip("h5py")
