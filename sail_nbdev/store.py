@@ -609,7 +609,7 @@ def encode_texts(
     def store_of(name): return FeatureStore.create(folder/name, **encoder.meta)
     return {name: encode_captions(captions, store_of(name), encoder) for name, captions in todo.items()}
 
-# %% ../nbs/05_store.ipynb #d944177e
+# %% ../nbs/05_store.ipynb #eb19736f
 def made_with(
     data: str | Path | None,        # Data folder
     model: str | None = None,       # What is named, if anything is
@@ -622,34 +622,38 @@ def made_with(
         _check_text_tower(store)
         meta = store.meta
         clip = Path(data)/"clip"
-        if meta.get("model") != "local": return meta["model"], pretrained or meta.get("pretrained") or "none"
+        name = meta.get("model", "local")
+        if name != "local": return name, pretrained or meta.get("pretrained") or "none"
         if clip.is_dir(): return str(clip), pretrained or "none"
     return model or "ViT-L-14", pretrained or "openai"
 
-# %% ../nbs/05_store.ipynb #1d7d7b1d
-def _conversion(path: Path, one: bool = False) -> str:
-    "The command that turns a pickled file, of `one` array or of many, into tensors, with a warning."
-    packed = path.suffix.lower() in (".pth", ".pt")
-    load = "torch.load(p, weights_only=False)" if packed else 'pickle.load(open(p, "rb"))'
+# %% ../nbs/05_store.ipynb #8d27ad05
+def _conversion(path: Path, one: bool = False, plain: bool = True) -> str:
+    "The command that turns a file, of `one` array or of many, `plain` pickle or not, into tensors."
+    load = 'pickle.load(open(p, "rb"))' if plain else "torch.load(p, weights_only=False)"
     made = f"torch.as_tensor({load})" if one else f"{{k: torch.as_tensor(v) for k, v in {load}.items()}}"
-    target = path if one and packed else path.with_name(f"{path.stem}_tensors.pth")
-    if one and not packed: target = path.with_suffix(".pt")
+    target = path.with_name(f"{path.stem}_tensors.pth")
+    if one: target = path if path.suffix.lower() in (".pt", ".pth") else path.with_suffix(".pt")
     name, goal = (json.dumps(str(p), ensure_ascii=False) for p in (path, target))
     program = f"import pickle, torch; p = {name}; torch.save({made}, {goal})"
     return ("convert it first, but only if you trust where it comes from, for this runs any code in it: "
             f"python -c {shlex.quote(program)}")
 
-# %% ../nbs/05_store.ipynb #2931841c
+# %% ../nbs/05_store.ipynb #5fdbfffb
+_OLD_MARK = b"l\xfc\x9cF\xf9 j\xa8P\x19"        # near the start of a file of torch.save before 1.6
+
 def _load_torch(path: Path, one: bool = False):
     "What `torch.save` wrote: tensors only. `InputError` for more than those, or for a torn file."
-    with open(path, "rb") as f: start = f.read(2)
-    packed = start == b"PK"                 # since torch 1.6; older ones cannot be mapped into memory
-    pickled = packed or start[:1] == b"\x80"
+    with open(path, "rb") as f: start = f.read(16)
+    packed = start[:2] == b"PK"             # since torch 1.6; older files cannot be mapped into memory
+    old = _OLD_MARK in start
+    reason = "is damaged, or is no file of torch.save"
     try: return torch.load(path, weights_only=True, mmap=packed, map_location="cpu")
     except pickle.UnpicklingError:
-        reason = "is no file of torch.save"
-        if pickled: reason = f"holds more than tensors, which is not read; {_conversion(path, one)}"
-    except Exception: reason = "is damaged, or is no file of torch.save"    # torn files fail in a dozen ways
+        if packed or start[:1] == b"\x80":
+            how = _conversion(path, one, plain=not (packed or old))
+            reason = f"holds more than tensors, which is not read; {how}"
+    except Exception: pass                  # torn and foreign files fail in a dozen ways
     raise InputError(f"{path}: {reason}")
 
 # %% ../nbs/05_store.ipynb #e7d703f3
@@ -691,10 +695,14 @@ def _load_csv(path: Path, key: str | None) -> np.ndarray:
     except ValueError: names = True
     return np.loadtxt(path, delimiter=",", skiprows=int(names), ndmin=2, encoding="utf-8-sig")
 
-# %% ../nbs/05_store.ipynb #6bb034bd
+# %% ../nbs/05_store.ipynb #fbd358a5
 def _load_tensor(path: Path, key: str | None):
     "The tensor in a `.pt` or `.pth` file of one video."
-    return _pick(_load_torch(path, one=True), key, str(path))
+    value = _load_torch(path, one=True)
+    if key or not isinstance(value, dict) or "features" in value or len(value) == 1:
+        return _pick(value, key, str(path))
+    raise InputError(f"{path}: holds {len(value)} entries; if they are videos, give this file and not its "
+                     "folder, else say with --key which of them is meant")
 
 def _refuse_pickle(path: Path, key: str | None):
     raise InputError(f"{path}: is a pickle, which is not read; {_conversion(path, one=True)}")
@@ -715,10 +723,11 @@ def _keys(key: str | None) -> list:
     "The parts of `--key`, None for none."
     return [k.strip().strip("/") for k in key.split(",")] if key else [None]
 
-# %% ../nbs/05_store.ipynb #758afeaf
+# %% ../nbs/05_store.ipynb #7f5e4370
 def _array_files(folder: Path) -> dict[str, Path]:
     "The files in a folder and below, by name without ending. `InputError` for none, or two of a name."
-    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _LOADERS and p.name[0] != "."]
+    files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _LOADERS and p.is_file()]
+    files = [p for p in files if not p.name.startswith(".")]
     if not files:
         whole = [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in (".h5", ".hdf5")]
         hint = f"; {whole[0]} in it is a source of its own" if whole else ""
@@ -1170,11 +1179,14 @@ def _annotation_words(form: str, videos: dict) -> str:
     if not timed: return words + ", no time stamps"
     return words + (f", {late} videos with captions out of order" if late else ", captions in order of time")
 
-# %% ../nbs/05_store.ipynb #603783a8
+# %% ../nbs/05_store.ipynb #bcc153be
 def _read_split(file: Path) -> tuple[str, dict]:
-    "The form of an annotation file, and its videos, with time stamps where every one has them."
-    try: return read_timed(file).form, read_annotations(file, intervals=True)
+    "The form of an annotation file and what was repaired, and its videos, with times where all have them."
+    try: reading = read_timed(file)
     except InputError: return "captions alone", read_annotations(file)
+    several = [f"{len(reading.annotators)} annotators"] * bool(reading.others)
+    repaired = [f"{n} {what}" for what, n in reading.repaired.items() if n]
+    return ", ".join([reading.form, *several, *repaired]), read_annotations(file, intervals=True)
 
 # %% ../nbs/05_store.ipynb #66d36140
 def _check_annotations(folder: Path) -> tuple[list[Part], dict[str, dict]]:     # and {split: {id: video}}
@@ -1311,19 +1323,19 @@ def _needs(method: str) -> list[str]:
     augmented = losses.aug_weight or losses.sim_weight and losses.hard_negatives
     return needs + ["synthetic.json", "synthetic_text"] * bool(augmented)
 
-# %% ../nbs/05_store.ipynb #f42758f6
-def _uses(parts: dict[str, Part], ready: list[str], videos: dict[str, dict]) -> dict[str, str]:
-    "What each command can do with the folder, in words; `ready` are the methods that can be trained."
-    val = videos.get("val", {}).values()
-    timed = len(val) > 0 and all(o.intervals for o in val)
-    lasting = len(val) > 0 and all(o.duration for o in val) and parts["features"].state == "found"
-    score = "ready" if timed else "needs val with time stamps"
-    strips = "" if parts["videos"].state == "found" else ", without film strips (no videos)"
+# %% ../nbs/05_store.ipynb #22741ffc
+def _uses(ready: list[str], val: dict, features: FeatureStore | None, strips: bool) -> dict[str, str]:
+    "What each command can do, in words: with methods that can be trained, videos of val, and their files."
+    timed = bool(val) and all(o.intervals for o in val.values())
+    lasting = bool(val) and all(o.duration for o in val.values())
+    seen = features is not None and any(v in features for v in val)
+    pages = "ready" if strips else "ready, without film strips (no videos)"
+    score = "needs val with time stamps"
     return {"sail_train": f"ready for {', '.join(ready)}" if ready else "not ready",
-            "sail_predict": "ready" if lasting else "needs features, and val with durations",
-            "sail_eval": score, "sail_report": f"ready{strips}" if timed else score}
+            "sail_predict": "ready" if lasting and seen else "needs val with durations, and its features",
+            "sail_eval": "ready" if timed else score, "sail_report": pages if timed else score}
 
-# %% ../nbs/05_store.ipynb #16598b05
+# %% ../nbs/05_store.ipynb #2c95cac7
 def check_data(
     folder: str | Path,     # A data folder
 ) -> DataCheck:
@@ -1343,7 +1355,8 @@ def check_data(
     found = {name for name, p in named.items() if p.state == "found"} | {f"annotations/{s}" for s in videos}
     methods = {m: [n for n in _needs(m) if n not in found] for m in METHODS}
     ready = [m for m, lacks in methods.items() if not lacks]
-    return DataCheck(folder, parts, methods, _uses(named, ready, videos))
+    uses = _uses(ready, videos.get("val", {}), features, named["videos"].state == "found")
+    return DataCheck(folder, parts, methods, uses)
 
 # %% ../nbs/05_store.ipynb #5c2556b1
 @patch

@@ -236,19 +236,21 @@ def test_a_pth_with_code_in_it(tmp_path, form):
     assert mark.exists()
 
 
-@pytest.mark.parametrize("what", ["numpy in pth", "defaultdict", "pkl", "one pt", "one pkl"])
+@pytest.mark.parametrize("what", ["numpy in pth", "old pth", "pickle as pth", "defaultdict", "pkl", "one pt",
+                                  "one pkl"])
 def test_the_conversion_does_convert(tmp_path, what):
     "The line that a refusal gives is run as it stands, and what it writes is read."
     folder = tmp_path/"it's mine"
     folder.mkdir()
     a = ROWS[IDS[0]]
-    many = {"numpy in pth": (".pth", dict(ROWS)), "pkl": (".pkl", dict(ROWS)),
+    many = {"numpy in pth": (".pth", dict(ROWS)), "old pth": (".pth", dict(ROWS)),
+            "pickle as pth": (".pth", dict(ROWS)), "pkl": (".pkl", dict(ROWS)),
             "defaultdict": (".pth", defaultdict(list, {v: torch.from_numpy(o) for v, o in ROWS.items()})),
             "one pt": (".pt", a), "one pkl": (".pkl", a)}
     ending, value = many[what]
     path = folder/f"v{ending}"
-    if ending == ".pkl": path.write_bytes(pickle.dumps(value))
-    else: torch.save(value, path)
+    if "pickle" in what or "pkl" in what: path.write_bytes(pickle.dumps(value))
+    else: torch.save(value, path, _use_new_zipfile_serialization=what != "old pth")
     source = folder if what.startswith("one") else path
     with pytest.raises(InputError, match="convert it first") as e: find_arrays(source)
     line = re.search(r"python -c .*", str(e.value))[0]
@@ -270,6 +272,21 @@ def test_the_conversion_does_convert(tmp_path, what):
 def test_pth_of_wrong_shapes(tmp_path, value, says):
     torch.save(value, tmp_path/"x.pth")
     with pytest.raises(InputError, match=says): find_arrays(tmp_path/"x.pth")
+
+
+def test_the_folder_instead_of_the_file(tmp_path):
+    (tmp_path/"f").mkdir()
+    torch.save({v: torch.from_numpy(a) for v, a in ROWS.items()}, tmp_path/"f"/"clip.pth")
+    with pytest.raises(InputError, match="give this file and not its folder"): find_arrays(tmp_path/"f")
+    (tmp_path/"g").mkdir()
+    (tmp_path/"g"/"all.h5").write_bytes(b"")
+    with pytest.raises(InputError, match="all.h5 in it is a source of its own"): find_arrays(tmp_path/"g")
+
+
+def test_options_that_belong_to_arrays(tmp_path):
+    for wrong in (dict(ids="x.json"), dict(key="rgb"), dict(stride=5)):
+        code, _, err = call(sail_features, ["videos"], out=str(tmp_path/"s"), **wrong)
+        assert code == 2 and "belong to --arrays" in err
 
 
 def test_one_bad_video_among_good_ones(tmp_path):
@@ -484,7 +501,7 @@ def test_untimed_annotations(ready):
         path.write_text(json.dumps(value))
     report = check_data(ready)
     assert report.ready() and report.commands["sail_eval"] == "needs val with time stamps"
-    assert report.commands["sail_predict"].startswith("needs features, and val with durations")
+    assert report.commands["sail_predict"].startswith("needs val with durations")
 
 
 def test_the_command_as_a_process(tmp_path):
