@@ -49,15 +49,17 @@ def sail_demo(
     print(f"open {Path(out)/'report.html'}")
     return 0
 
-# %% ../nbs/24_commands.ipynb #6c0c7c4a
-def _check_features(paths, out, texts, arrays, engine: str, decode: str) -> None:
-    "`InputError` for options of `sail_features` that do not go together."
+# %% ../nbs/24_commands.ipynb #f61135b1
+def _check_features(paths, out, texts, arrays, engine: str, decode: str, **only) -> None:
+    "`InputError` for options of `sail_features` that do not go together; `only` arrays have the last ones."
     from sail_nbdev.data import annotation_files
     if not (paths or texts or arrays):
         ways = "videos with --out, arrays with --out, or a data folder with --texts"
         raise InputError(f"nothing to do: give {ways}")
     if (paths or arrays) and not out: raise InputError("--out STORE is needed: the folder the features go to")
     if paths and arrays: raise InputError("give videos or --arrays, not both: they go to different stores")
+    for option, value in only.items():
+        if value and not arrays: raise InputError(f"--{option} {value}: belongs to --arrays")
     if texts: annotation_files(texts, "train")
     if engine not in ("local", "ray"): raise InputError(f"--engine {engine}: is not one of local, ray")
     if decode.split(":")[0] not in ("cpu", "cuda"):
@@ -78,7 +80,7 @@ def _take_over(arrays: str, out: str, ids, key, stride: int, model, pretrained, 
     store = FeatureStore.create(out, **about)
     return _print_result(import_arrays(found, store), store)
 
-# %% ../nbs/24_commands.ipynb #e3d946d3
+# %% ../nbs/24_commands.ipynb #6927e9b1
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
@@ -102,7 +104,7 @@ def sail_features(
     from sail_nbdev.clip import Encoder
     from sail_nbdev.store import FeatureStore, encode_texts, extract, made_with
     from sail_nbdev.video import find_videos
-    _check_features(paths, out, texts, arrays, engine, decode)
+    _check_features(paths, out, texts, arrays, engine, decode, ids=ids, key=key, stride=stride != 1 and stride)
     jobs = find_videos(_as_list(paths)) if paths else {}
     failed = False
     if arrays: failed |= _take_over(arrays, out, ids, key, stride, model, pretrained, fps)

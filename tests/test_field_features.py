@@ -286,7 +286,7 @@ def test_the_folder_instead_of_the_file(tmp_path):
 def test_options_that_belong_to_arrays(tmp_path):
     for wrong in (dict(ids="x.json"), dict(key="rgb"), dict(stride=5)):
         code, _, err = call(sail_features, ["videos"], out=str(tmp_path/"s"), **wrong)
-        assert code == 2 and "belong to --arrays" in err
+        assert code == 2 and "belongs to --arrays" in err
 
 
 def test_one_bad_video_among_good_ones(tmp_path):
