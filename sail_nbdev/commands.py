@@ -80,7 +80,7 @@ def _take_over(arrays: str, out: str, ids, key, stride: int, model, pretrained, 
     store = FeatureStore.create(out, **about)
     return _print_result(import_arrays(found, store), store)
 
-# %% ../nbs/24_commands.ipynb #6927e9b1
+# %% ../nbs/24_commands.ipynb #b7d5ba2c
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
@@ -104,7 +104,8 @@ def sail_features(
     from sail_nbdev.clip import Encoder
     from sail_nbdev.store import FeatureStore, encode_texts, extract, made_with
     from sail_nbdev.video import find_videos
-    _check_features(paths, out, texts, arrays, engine, decode, ids=ids, key=key, stride=stride != 1 and stride)
+    only = dict(ids=ids, key=key, stride=None if stride == 1 else stride)
+    _check_features(paths, out, texts, arrays, engine, decode, **only)
     jobs = find_videos(_as_list(paths)) if paths else {}
     failed = False
     if arrays: failed |= _take_over(arrays, out, ids, key, stride, model, pretrained, fps)
