@@ -1284,12 +1284,13 @@ def _check_embeddings(folder: Path, name: str, captions: dict[str, list], featur
     if changed: words += f"; captions of {len(changed)} videos have changed since ({_some(changed)})"
     return Part(name, "wrong" if missing or changed else "found", words, make if missing or changed else "")
 
-# %% ../nbs/05_store.ipynb #4a0f1dbe
-def _check_synthetic(folder: Path, train: dict) -> tuple[Part, dict]:
+# %% ../nbs/05_store.ipynb #05f0d1b1
+def _check_synthetic(folder: Path, train: dict, features: FeatureStore | None) -> tuple[Part, dict]:
     "`synthetic.json`: a caption, or none, for each gap between two captions of a video."
     path = folder/"synthetic.json"
     file = annotation_files(folder, "train")[0] if train else folder/"annotations"/"train.json"
     make = f"sail_augment {_quoted(file)} --out {_quoted(path)}"
+    if features and not _has_text_tower(features): make = ""        # nobody could read it
     if not path.exists(): return Part(path.name, "missing", "no such file", make), {}
     try:
         gaps = read_json(path)
@@ -1335,7 +1336,7 @@ def _uses(ready: list[str], val: dict, features: FeatureStore | None, strips: bo
             "sail_predict": "ready" if lasting and seen else "needs val with durations, and its features",
             "sail_eval": "ready" if timed else score, "sail_report": pages if timed else score}
 
-# %% ../nbs/05_store.ipynb #2c95cac7
+# %% ../nbs/05_store.ipynb #a5fdc4c6
 def check_data(
     folder: str | Path,     # A data folder
 ) -> DataCheck:
@@ -1345,7 +1346,7 @@ def check_data(
     parts, videos = _check_annotations(folder)
     train = videos.get("train", {})
     feature_part, features = _check_features(folder, videos)
-    synthetic_part, gaps = _check_synthetic(folder, train)
+    synthetic_part, gaps = _check_synthetic(folder, train, features)
     used = [v for v in train if features is None or v in features]
     captions = {v: [clean_caption(c) for c in train[v].captions] for v in used if train[v].captions}
     gaps = {v: o for v, o in gaps.items() if o and v in captions}

@@ -403,7 +403,7 @@ def test_features_without_a_text_tower(tmp_path, clip_folder):
     code, out, _ = call(sail_check, str(data))
     assert code == 1 and "i3d has no text tower" in out and "ready for ilcacm, uniform" in out
     assert call(sail_check, str(data), method="ilcacm")[0] == 0
-    assert "sail_features --texts" not in out
+    assert "sail_features --texts" not in out and "sail_augment" not in out
 
 
 # -- is a data folder ready?
