@@ -186,7 +186,7 @@ def seconds(self: Material, vid: str) -> float:
     t = self.truth[vid]
     return t.duration or max((end for _, end in t.intervals or ()), default=0.)
 
-# %% ../nbs/21_report.ipynb #568c2557
+# %% ../nbs/21_report.ipynb #6487cb84
 @patch(as_prop=True)
 def main(self: Material) -> str | None:
     "The method that the report is about; None without any."
@@ -194,7 +194,8 @@ def main(self: Material) -> str | None:
     if "sail" in names: return "sail"
     others = [n for n in names if n != "uniform"]
     ours = [n for n in others if n in self.configs]
-    return next((group[-1] for group in (ours, others, names) if group), None)
+    known = [n for n in others if n in ORDER]
+    return next((group[-1] for group in (ours, known, others[:1], names) if group), None)
 
 # %% ../nbs/21_report.ipynb #d4b9cb5d
 @patch(as_prop=True)
@@ -539,7 +540,7 @@ def _section(id: str, title: str, *parts) -> FT:
     "A section of the report."
     return Section(H2(title), *parts, id=id)
 
-# %% ../nbs/21_report.ipynb #0123c9de
+# %% ../nbs/21_report.ipynb #82a9daa0
 def _caveats(m: Material) -> list[str]:
     "What a reader of the scores must know."
     sentences = []
@@ -552,6 +553,9 @@ def _caveats(m: Material) -> list[str]:
         if missing:
             what = "; ".join(f"{k} {v}".strip() for k, v in _flat(missing))
             sentences.append(f"Not computed for {_title(n)}: {what}.")
+    shares = {(c.get("predicted"), c.get("videos")) for s in m.scores.values() if (c := s.get("coverage"))}
+    if len(shares) > 1:
+        sentences.append("The rows are not over the same videos, so small differences between them say nothing.")
     if len({r.get("seed") for r in m.runs.values()}) == 1:
         one_seed = "One seed was run, so nothing here says how large the differences between seeds are."
         sentences.append(one_seed)
@@ -608,14 +612,14 @@ def _painted(part, colors: dict[str, str]):
     for child in part.children: _painted(child, colors)
     return part
 
-# %% ../nbs/21_report.ipynb #ca264ebd
+# %% ../nbs/21_report.ipynb #e253cf14
 def _rows_of(m: Material, vid: str) -> dict[str, list[Event]]:
     "The rows of one video's timeline: what the annotators say, then the methods."
     rows = {"truth": m.truth[vid].events}
-    if vid in m.second: rows["truth, second"] = m.second[vid]
+    if vid in m.second: rows["truth 2"] = m.second[vid]
     return rows | {n: m.events[n][vid] for n in ordered(m.events) if vid in m.events[n]}
 
-# %% ../nbs/21_report.ipynb #efbe730b
+# %% ../nbs/21_report.ipynb #ce76a62a
 _SECOND = "#62b58a"     # the second annotator: a lighter truth
 
 def _video_article(m: Material, vid: str, label: str, iou: float) -> FT:
@@ -628,7 +632,7 @@ def _video_article(m: Material, vid: str, label: str, iou: float) -> FT:
         strip = _strip(m, vid) if path else P("The file of this video is not in the folder.")
     except InputError as e: problem = P(f"Not shown: {e}.", cls="note")
     player = player_fragment(_rows_of(m, vid), m.seconds(vid), source, title)
-    colors = {"truth": COLORS["truth"], "truth, second": _SECOND, **m.colors}
+    colors = {"truth": COLORS["truth"], "truth 2": _SECOND, **m.colors}
     return ft("article", _painted(player, colors), problem or strip)
 
 # %% ../nbs/21_report.ipynb #b1d26556

@@ -266,7 +266,7 @@ def test_two_annotators(copy, tmp_path, quick):
     assert len(m.references) == 2 and set(m.second) == {"val_0002", "val_0003"} and len(m.truth) == 3
     page = make_report(copy/"runs"/"sail", tmp_path/"r.html", data=copy/"world").read_text()
     p = check_self_contained(page)
-    assert len(p.all(**{"data-row": "truth, second"})) == 2
+    assert len(p.all(**{"data-row": "truth 2"})) == 2
     assert "scored here against val_1.json and val_2.json" in p.texts
 
 
@@ -312,12 +312,20 @@ def test_foreign_markup_stays_text(world, tmp_path, quick):
     assert row_names(page)[-1] == name and not p.all("b", onclick="x()")
 
 
+def test_rows_over_different_videos_are_no_contest(world, tmp_path, quick):
+    data, seconds = world
+    half = write_csv(tmp_path/"half.csv", dict(list(seconds.items())[:1]))
+    whole = write_csv(tmp_path/"whole.csv", seconds)
+    page = make_report([whole, half], tmp_path/"r.html", data=data).read_text()
+    assert "half has predictions for 1 of 3 videos" in page and "not over the same videos" in page
+
+
 def test_names_are_told_apart(world, tmp_path):
     for place in ("a", "b"):
         (tmp_path/place).mkdir()
         write_csv(tmp_path/place/"qwen.csv", world[1])
     m = read_material(*(tmp_path/place/"qwen.csv" for place in ("a", "b")), data=world[0])
-    assert list(m.events) == ["qwen", "b/qwen"] and m.main == "b/qwen"
+    assert list(m.events) == ["qwen", "b/qwen"] and m.main == "qwen"
 
 
 def test_what_makes_no_page(world, tmp_path):
