@@ -540,7 +540,7 @@ def _section(id: str, title: str, *parts) -> FT:
     "A section of the report."
     return Section(H2(title), *parts, id=id)
 
-# %% ../nbs/21_report.ipynb #82a9daa0
+# %% ../nbs/21_report.ipynb #b6cbe682
 def _caveats(m: Material) -> list[str]:
     "What a reader of the scores must know."
     sentences = []
@@ -555,7 +555,7 @@ def _caveats(m: Material) -> list[str]:
             sentences.append(f"Not computed for {_title(n)}: {what}.")
     shares = {(c.get("predicted"), c.get("videos")) for s in m.scores.values() if (c := s.get("coverage"))}
     if len(shares) > 1:
-        sentences.append("The rows are not over the same videos, so small differences between them say nothing.")
+        sentences.append("The rows are not over the same videos: small differences between them say nothing.")
     if len({r.get("seed") for r in m.runs.values()}) == 1:
         one_seed = "One seed was run, so nothing here says how large the differences between seeds are."
         sentences.append(one_seed)
