@@ -561,7 +561,20 @@ def _caveats(m: Material) -> list[str]:
         sentences.append(one_seed)
     return sentences
 
-# %% ../nbs/21_report.ipynb #e2d3157f
+# %% ../nbs/21_report.ipynb #e0a11cf8
+def _answers_table(scores: dict[str, dict]) -> FT | None:
+    "How many videos each method answers, and how: the facts that `evaluate` gives."
+    head = ["", "videos answered", "without an event", "events per video", "count error", "repetition (%)",
+            "covered (%)"]
+    def percent(x): return "–" if x is None else f"{100 * x:.1f}"
+    def row(name, c, f):
+        return [name, f"{c['predicted']} of {c['videos']}", str(c.get("empty", 0)),
+                f"{f['events_per_video']:.2f}", f"{f['count_error']:.2f}", percent(f["repetition"]),
+                percent(f["covered"])]
+    rows = [row(n, o["coverage"], o["facts"]) for n in ordered(scores) if "facts" in (o := scores[n])]
+    return html_table(head, rows, "answers") if rows else None
+
+# %% ../nbs/21_report.ipynb #7c68a020
 _F1S = ("F1 is the harmonic mean of mean precision and mean recall, as the papers print it; "
         "“F1, per tIoU” is the mean of the F1s at each tIoU. The best of each column is bold.")
 
@@ -575,7 +588,8 @@ def _scores_section(m: Material) -> FT:
     note = " ".join([f"All scores are times 100{over}.", _F1S, *_caveats(m)])
     words = Ul(*sentences, cls="said") if sentences else None
     table = score_table(m.scores | {n: {} for n in m.unscored})
-    return _section("scores", "Scores", words, table, without, P(note, cls="note"))
+    answers = _answers_table(m.scores)
+    return _section("scores", "Scores", words, table, without, P(note, cls="note"), answers)
 
 # %% ../nbs/21_report.ipynb #418cf1bb
 def _read_section(m: Material) -> FT | None:
