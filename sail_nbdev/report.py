@@ -208,13 +208,13 @@ def _if_there(path: Path, read=read_json):
     "What `read` makes of the file, None if there is none."
     return read(path) if path.is_file() else None
 
-# %% ../nbs/21_report.ipynb #c83c0a75
+# %% ../nbs/21_report.ipynb #a5451555
 def _video_files(folder: Path, ids) -> tuple[dict[str, Path], str]:     # Files by id; why there are none
     "The video files of a folder for the ids of a data set."
     if not folder.is_dir(): return {}, ""
     try:
         files = find_videos([str(folder)])
-        pairs = match_ids(files, ids).pairs if ids else {n: n for n in files}
+        pairs = match_ids(files, ids, str(folder)).pairs if ids else {n: n for n in files}
     except InputError as e: return {}, str(e)
     return {i: files[n] for n, i in pairs.items()}, ""
 
@@ -325,7 +325,7 @@ def _kind(path: Path) -> str:
     raise InputError(f"{path}: is neither a demo folder (it has no predictions/), nor a run folder "
                      f"(it has no config.json), nor a folder of predictions ({', '.join(_FILES)})")
 
-# %% ../nbs/21_report.ipynb #7c8630ae
+# %% ../nbs/21_report.ipynb #d00b8a85
 def _check_together(kinds: dict[Path, str], data: Path | None) -> None:
     "`InputError` for sources that make no page together."
     demos = [p for p, kind in kinds.items() if kind == "demo"]
@@ -333,6 +333,7 @@ def _check_together(kinds: dict[Path, str], data: Path | None) -> None:
     if demos and len(demos) + len(runs) > 1:
         raise InputError(f"{demos[0]}: a demo folder makes a report of its own; "
                          "give it alone, or with prediction files")
+    if demos and data: raise InputError(f"{demos[0]}: a demo folder has its own data; leave out --data {data}")
     if data and not data.is_dir(): raise InputError(f"{data}: no such data folder")
     if not (demos or runs or data):
         raise InputError(f"{next(iter(kinds))}: predictions alone make no page; "

@@ -328,14 +328,15 @@ def test_names_are_told_apart(world, tmp_path):
     assert list(m.events) == ["qwen", "b/qwen"] and m.main == "qwen"
 
 
-def test_what_makes_no_page(world, tmp_path):
+def test_what_makes_no_page(made_demo, world, tmp_path):
     data, seconds = world
     table = write_csv(tmp_path/"qwen.csv", seconds)
     (tmp_path/"bad.json").write_text('{"torn": ')
     (tmp_path/"empty").mkdir()
     wrong = [([table], None, "give --data"), ([table], tmp_path/"nowhere", "no such data folder"),
              ([tmp_path/"nothing.csv"], data, "no such file"), ([tmp_path/"bad.json"], data, "not JSON"),
-             ([table], tmp_path/"empty", "val.json: no such file")]
+             ([table], tmp_path/"empty", "val.json: no such file"),
+             ([made_demo[0], table], data, "has its own data")]
     for sources, folder, says in wrong:
         with pytest.raises(InputError, match=says):
             make_report(sources, tmp_path/"r.html", data=folder)
