@@ -325,7 +325,7 @@ def _kind(path: Path) -> str:
     raise InputError(f"{path}: is neither a demo folder (it has no predictions/), nor a run folder "
                      f"(it has no config.json), nor a folder of predictions ({', '.join(_FILES)})")
 
-# %% ../nbs/21_report.ipynb #d00b8a85
+# %% ../nbs/21_report.ipynb #4d03e95a
 def _check_together(kinds: dict[Path, str], data: Path | None) -> None:
     "`InputError` for sources that make no page together."
     demos = [p for p, kind in kinds.items() if kind == "demo"]
@@ -333,7 +333,7 @@ def _check_together(kinds: dict[Path, str], data: Path | None) -> None:
     if demos and len(demos) + len(runs) > 1:
         raise InputError(f"{demos[0]}: a demo folder makes a report of its own; "
                          "give it alone, or with prediction files")
-    if demos and data: raise InputError(f"{demos[0]}: a demo folder has its own data; leave out --data {data}")
+    if demos and data: raise InputError(f"{demos[0]}: a demo folder has its own data; leave --data out")
     if data and not data.is_dir(): raise InputError(f"{data}: no such data folder")
     if not (demos or runs or data):
         raise InputError(f"{next(iter(kinds))}: predictions alone make no page; "
