@@ -28,9 +28,9 @@ from fastcore.script import call_parse
 from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['COLORS', 'InputError', 'Event', 'Video', 'tiou', 'plot_style', 'command', 'atomic_path', 'write_text', 'write_json',
-           'read_text', 'read_json', 'read_lines', 'writable_dir', 'package_file', 'derive_seed', 'set_seed',
-           'pick_device']
+__all__ = ['COLORS', 'InputError', 'Event', 'Video', 'tiou', 'plot_style', 'command', 'check_output', 'atomic_path', 'write_text',
+           'write_json', 'read_text', 'read_json', 'read_lines', 'writable_dir', 'package_file', 'derive_seed',
+           'set_seed', 'pick_device']
 
 # %% ../nbs/00_core.ipynb #f21082bd
 class InputError(ValueError):
@@ -150,14 +150,17 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #6619b885
-def _check_parent(path: Path) -> None:
+# %% ../nbs/00_core.ipynb #5db9ab39
+def check_output(
+    path: str | Path,   # A file that is to be written
+) -> None:
     "Make the folder that `path` will lie in. `InputError` if nothing can be written there."
+    path = Path(path)
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"{path}: cannot be written ({e.strerror})") from None
     if not os.access(path.parent, os.W_OK): raise InputError(f"{path}: cannot be written (no permission)")
 
-# %% ../nbs/00_core.ipynb #4a913b68
+# %% ../nbs/00_core.ipynb #b470430f
 @contextmanager
 def atomic_path(
     path: str | Path,   # Where the file or folder is to stand
@@ -167,7 +170,7 @@ def atomic_path(
     token = secrets.token_hex(4)
     new = path.with_name(f".{path.name}.{token}.new.tmp")       # an ending that no search finds
     old = path.with_name(f".{path.name}.{token}.old.tmp")
-    _check_parent(path)
+    check_output(path)
     try:
         yield new
         if path.is_dir() and new.is_dir(): os.replace(path, old)

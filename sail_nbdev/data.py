@@ -31,10 +31,10 @@ from .core import COLORS, Event, InputError, Video, derive_seed, plot_style
 from .core import read_json, read_lines, read_text, write_json
 
 # %% auto #0
-__all__ = ['NO_CAPTION', 'FORMS', 'clean_caption', 'bare_id', 'Matching', 'match_ids', 'Reading', 'read_timed', 'read_records',
-           'read_annotations', 'annotation_files', 'annotation_stats', 'plot_stats', 'read_predictions', 'common_form',
-           'annotated_events', 'predictions_json', 'write_predictions', 'sample_frames', 'pad_rows', 'Batch',
-           'DeviceData', 'batches', 'derive_settings', 'plain_preset']
+__all__ = ['NO_CAPTION', 'FORMS', 'clean_caption', 'bare_id', 'Matching', 'match_ids', 'Reading', 'record_seconds', 'read_timed',
+           'read_records', 'read_annotations', 'annotation_files', 'annotation_stats', 'plot_stats', 'read_predictions',
+           'predictions_json', 'write_predictions', 'sample_frames', 'pad_rows', 'Batch', 'DeviceData', 'batches',
+           'derive_settings', 'plain_preset']
 
 # %% ../nbs/02_data.ipynb #415b02d0
 NO_CAPTION = "None."    # the text of a video without captions (released code)
@@ -495,13 +495,14 @@ def _unique(names: Iterable[str], way: Callable[[str], str]) -> dict[str, str]:
     for name in names: keys.setdefault(way(name), []).append(name)
     return {key: same[0] for key, same in keys.items() if len(same) == 1}
 
-# %% ../nbs/02_data.ipynb #ba92f52e
+# %% ../nbs/02_data.ipynb #5a014b1d
 def _pairs(names: Iterable[str], ids: Iterable[str]) -> tuple[dict[str, str], dict[str, int]]:
     "The id of each name that has one, and how many were matched in each way."
     left = list(dict.fromkeys(names))
     pairs: dict[str, str] = {}
     how: dict[str, int] = {}
     for description, way in _WAYS.items():
+        if not left: break
         keys = _unique(ids, way)
         new = {name: keys[way(name)] for name in left if way(name) in keys}
         pairs |= new
@@ -615,8 +616,11 @@ def _share(value: Any, where: str) -> float | None:
         raise InputError(f"{where}={value!r} must be a number in [0,1]")
     return float(value)
 
-# %% ../nbs/02_data.ipynb #fd25e4ac
-def _duration(record: _Record, where: str) -> float | None:
+# %% ../nbs/02_data.ipynb #c3c37da3
+def record_seconds(
+    record: dict[str, Any],     # From `read_records`
+    where: str,                 # Names file and video, for messages
+) -> float | None:
     "Seconds of a video, None if its record does not tell. `InputError` for what makes no sense."
     seconds = _time(record.get("duration"))
     if seconds is None or seconds == "": return None
@@ -657,7 +661,7 @@ def _check_seconds(records: _Records, seconds: dict[str, float], where: str) -> 
     raise InputError(f"{where}: events end {np.median(ratios):.0f} times later than their videos: these are "
                      "milliseconds or frames, and which of them cannot be told; give seconds")
 
-# %% ../nbs/02_data.ipynb #4e058308
+# %% ../nbs/02_data.ipynb #1b9fc25f
 def read_timed(
     source: Any,                # A file, a folder with a file for each video, or what a file holds
     form: str | None = None,    # A name in `FORMS`; seen from the shape if None
@@ -668,7 +672,7 @@ def read_timed(
     annotators, name, where = _records_of(source, form)
     if not any(annotators): raise InputError(f"{where}: holds no videos")
     everyone = [(v, o) for records in annotators for v, o in records.items()]
-    own = {v: s for v, o in everyone if (s := _duration(o, f"{where}: video {v}")) is not None}
+    own = {v: s for v, o in everyone if (s := record_seconds(o, f"{where}: video {v}")) is not None}
     others = _pairs([v for v, _ in everyone], durations or {})[0]
     seconds = {**{v: (durations or {})[id] for v, id in others.items()}, **own}
     repaired: Counter[str] = Counter()
@@ -679,15 +683,15 @@ def read_timed(
     unread = [v for v, o in annotators[0].items() if o.get("unread")]
     return Reading(name, first, rest, own, repaired, unread)
 
-# %% ../nbs/02_data.ipynb #3d68aaec
+# %% ../nbs/02_data.ipynb #a42e5232
 def read_records(
-    path: str | Path,           # A file in one of the forms
+    path: Any,                  # A file or folder in one of the forms, or what it holds
     form: str | None = None,    # A name in `FORMS`; seen from the shape if None
 ) -> dict[str, dict[str, Any]]:
     "The raw record of each video of an annotation file. `InputError` as for `read_annotations`."
     return _records_of(path, form)[0][0]
 
-# %% ../nbs/02_data.ipynb #b477d2c1
+# %% ../nbs/02_data.ipynb #aa01a6c3
 def _read_video(vid: str, record: _Record, where: str, intervals: bool) -> Video:
     "The checked video of a record; its time stamps only if `intervals`."
     place = f"{where}: video {vid}"
@@ -696,7 +700,7 @@ def _read_video(vid: str, record: _Record, where: str, intervals: bool) -> Video
     texts = [" ".join(map(str, c)) if isinstance(c, list) else c for c in sentences]
     for c in texts:
         if not isinstance(c, str) or not c.strip(): raise InputError(f"{place}: sentence {c!r} is not a text")
-    seconds = _duration(record, place)
+    seconds = record_seconds(record, place)
     if not intervals: return Video(vid, tuple(texts), seconds)
     events = _events_of({**record, "sentences": texts}, seconds, place, Counter())
     return Video(vid, tuple(texts), seconds, tuple((e.start, e.end) for e in events))
@@ -786,17 +790,6 @@ def read_predictions(
 ) -> dict[str, list[Event]]:
     "The events of each video, in the order of the file. `InputError` names file, video, event and field."
     return read_timed(source, form).events
-
-# %% ../nbs/02_data.ipynb #e814935e
-def common_form(value: Any, where: str) -> dict[str, dict[str, Any]]:
-    "The raw records of what a file holds."
-    return _records_of(value)[0][0]
-
-# %% ../nbs/02_data.ipynb #8f25a6ac
-def annotated_events(record: dict[str, Any], where: str) -> list[Event]:
-    "The events of a record; `InputError` if there is none."
-    if not record.get("timestamps"): raise InputError(f"{where}: timestamps must be a list of at least one")
-    return _events_of(record, None, where, Counter())
 
 # %% ../nbs/02_data.ipynb #4d98fcd8
 def _row(event: Event) -> dict[str, Any]:

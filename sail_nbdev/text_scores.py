@@ -246,17 +246,18 @@ def _norms(g: Ngrams, idf: _Weights, video: np.ndarray, text: np.ndarray) -> np.
     squares = np.bincount(owner * 4 + g.order[row], weight**2, len(document) * 4)
     return np.sqrt(squares).reshape(-1, 4)[inverse]
 
-# %% ../nbs/18_text_scores.ipynb #d4af575e
+# %% ../nbs/18_text_scores.ipynb #760de8d3
 def cider(
     g: Ngrams,
     c: Corpora,
     shared: tuple[np.ndarray, ...],     # `shared_ngrams` of the distinct pairs, sorted by pair
     which: np.ndarray,                  # Number of the distinct pair [M] of each pair in `c`
     n_videos: int,                      # V
+    documents: Corpora | None = None,   # Where document frequencies are counted, if not in `c`
 ) -> np.ndarray:                        # [M]
     "CIDEr of each pair in the corpus of its own video."
     pair, row_h, row_r = shared
-    idf = _idf(g, c, n_videos)
+    idf = _idf(g, documents or c, n_videos)
     size = np.bincount(pair, minlength=which.max(initial=-1) + 1)
     i, owner = expand(run_starts(size)[which], size[which])                      # shared n-grams of each pair
     weight = idf(c.video[owner], g.gram[row_h[i]])

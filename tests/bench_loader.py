@@ -12,7 +12,8 @@ import torch
 from sail_nbdev.config import Config
 from sail_nbdev.core import Video
 from sail_nbdev.data import DeviceData, batches, sample_frames
-from sail_nbdev.store import FeatureStore, import_arrays
+from sail_nbdev.arrays import import_arrays
+from sail_nbdev.store import FeatureStore
 
 N = 2000
 BATCH = 8

@@ -20,8 +20,9 @@ from sail_nbdev import evaluate as module
 from sail_nbdev.core import Event, InputError, Video, read_json, tiou, write_json
 from sail_nbdev.data import predictions_json, read_annotations, read_predictions
 from sail_nbdev.evaluate import (boundary_error, evaluate, evaluate_many, event_numbers, interval_iou,
-                                 not_scored, precision_recall, semantic_scores, soda_matching, soda_table,
-                                 uniform_predictions, write_videos)
+                                 precision_recall, semantic_scores, soda_matching, soda_table,
+                                 uniform_predictions)
+from sail_nbdev.judge import not_scored, write_videos
 from sail_nbdev.text_scores import Meteor, find_java
 
 OWN = Path(__file__).resolve().parent/"data"
@@ -70,7 +71,7 @@ def test_paths_dicts_events_and_videos_are_one_case():
     events = read_predictions(predictions)
     videos = read_annotations(references[0], intervals=True)
     assert evaluate(read_json(predictions), read_json(references[0])) == wanted
-    assert evaluate(events, videos) == wanted
+    assert evaluate(events, videos) == wanted | {"form": "events by video"}
     assert evaluate(predictions_json(events), [videos]) == wanted
 
 
@@ -299,7 +300,7 @@ def test_the_command_ends_with_1_where_java_is_missing(monkeypatch, tmp_path, ca
     monkeypatch.setattr(module, "find_java", lambda: None)
     write_json(tmp_path/"p.json", TOLD)
     write_json(tmp_path/"r.json", STORY)
-    assert sail_eval(str(tmp_path/"p.json"), [str(tmp_path/"r.json")]) == 1
+    assert sail_eval([str(tmp_path/"p.json"), str(tmp_path/"r.json")]) == 1
     assert "not computed: METEOR" in capsys.readouterr().err
 
 
@@ -380,7 +381,7 @@ def test_paragraphs_are_scored_when_asked():
 def test_scores_of_each_video_in_a_file(tmp_path, name):
     predictions, annotators = made_up(random.Random(1))
     found = evaluate(predictions, annotators, metrics="localization", per_video=True)
-    write_videos(found["per_video"], tmp_path/name)
+    write_videos({"p": found["per_video"]}, tmp_path/name)
     if name == "v.json": rows = read_json(tmp_path/name)
     else: rows = {row.pop("video"): row for row in csv.DictReader((tmp_path/name).open())}
     assert list(rows) == list(predictions)
@@ -405,8 +406,9 @@ def test_the_commands_write_tables_and_uniform_baselines(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
     files = ("--per_video", tmp_path/"v.csv", "--out", tmp_path/"s.json")
-    printed = run("sail_eval", tmp_path/"p.json", *refs, "--metrics", "localization", *files)
-    assert "F1, harmonic of mean P and R" in printed and "F1, mean of thresholds" in printed
+    sides = (tmp_path/"p.json", refs[0], "--ref", refs[1])
+    printed = run("sail_eval", *sides, "--metrics", "localization", *files)
+    assert "F1, harmonic of means" in printed and "F1, mean of thresholds" in printed
     scores = read_json(tmp_path/"s.json")
     assert [row["video"] for row in csv.DictReader((tmp_path/"v.csv").open())] == list(predictions)
     assert scores["coverage"]["videos"] == 12 and scores["coverage"]["predicted"] == 11
@@ -431,7 +433,7 @@ BAD = {
     "NaN": ('{"v": [{"sentence": "a", "timestamp": [NaN, 1]}]}', STORY, ["video v", "timestamp", "finite"]),
     "no sentence": ({"v": [{"timestamp": [5, 6]}]}, STORY, ["video v", "event 0", "sentence and timestamp"]),
     "a number said": (spoken(sentence=7), STORY, ["video v", "event 0", "sentence=7 must be text"]),
-    "negative duration": (TOLD, annotated(duration=-3), ["video v", "duration=-3"]),
+    "negative duration": (TOLD, annotated(duration=-3), ["video v", "duration -3"]),
     "no captions": (TOLD, annotated(sentences=[]), ["video v", "as long as timestamps"]),
     "no event": (TOLD, annotated(timestamps=[], sentences=[]), ["video v", "at least one"]),
 }
@@ -461,14 +463,14 @@ def test_the_command_ends_with_2_for_wrong_files(tmp_path, capsys, name):
     from sail_nbdev.commands import sail_eval
     predictions, references, words = BAD[name]
     pred, ref = write_case(tmp_path, predictions, references)
-    with pytest.raises(SystemExit) as e: sail_eval(pred, [ref], out=str(tmp_path/"s.json"))
+    with pytest.raises(SystemExit) as e: sail_eval([pred, ref], out=str(tmp_path/"s.json"))
     message = capsys.readouterr().err.strip()
     assert e.value.code == 2 and len(message.splitlines()) == 1 and all(w in message for w in words), message
     assert not (tmp_path/"s.json").exists()
 
 
 @pytest.mark.parametrize("choice,words", [
-    (dict(metrics="meteor"), "metrics: 'meteor' is not one of METEOR"),
+    (dict(metrics="metor"), "metrics: 'metor' is not one of METEOR"),
     (dict(metrics=[]), "at least one of METEOR"),
     (dict(tious=[1.5]), r"tious: 1.5 must lie in \[0, 1\]"), (dict(tious=[]), "tious: give at least one")])
 def test_wrong_choices_are_one_sentence(choice, words):
@@ -493,4 +495,5 @@ def test_unknown_videos_are_named_and_change_nothing():
     assert alone["mean"] == found["mean"]
     assert found["coverage"]["unknown"] == ["w"] and alone["coverage"]["unknown"] == []
     assert not_scored(found) == ["1 predicted videos are in no reference and were not scored: w"]
-    with pytest.raises(InputError, match="none of its 1 videos"): evaluate({"w": TOLD["results"]["v"]}, STORY)
+    other = {"w": TOLD["results"]["v"]}
+    with pytest.raises(InputError, match="none of w is a name of v"): evaluate(other, STORY)

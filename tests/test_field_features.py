@@ -19,8 +19,9 @@ from clips import grey, write_clip
 from sail_nbdev.clip import Encoder
 from sail_nbdev.commands import sail_check, sail_features
 from sail_nbdev.core import InputError, write_json
-from sail_nbdev.store import (FeatureStore, check_data, encode_texts, find_arrays, import_arrays, made_by,
-                              made_with, open_store)
+from sail_nbdev.arrays import find_arrays, import_arrays, made_by
+from sail_nbdev.check import check_data
+from sail_nbdev.store import FeatureStore, encode_texts, made_with, open_store
 
 IDS = ["v_aaaaaaaaaa1", "v_bbbbbbbbbb2", "v_cccccccccc3"]
 RNG = np.random.default_rng(0)
