@@ -291,7 +291,9 @@ def _free_name(path: Path, taken) -> str:
     "What to call a run folder or a prediction file in a report, other than the names in `taken`."
     path = path.resolve()
     own = path.name if path.is_dir() else path.stem
-    if path.is_file() and own.startswith("predictions"): path, own = path.parent, path.parent.name
+    if path.is_file() and own.startswith("predictions"):
+        path = path.parent
+        own = path.name
     longer = f"{path.parent.name}/{own}"
     names = [own, longer, *(f"{longer} ({i})" for i in range(2, 100))]
     return next(n for n in names if n not in taken)
