@@ -218,7 +218,8 @@ def test_lines_fit_the_page(path):
 def weights_only(call):
     "Is this `torch.load(…, weights_only=True)`, which reads tensors and runs nothing?"
     named = {k.arg: k.value for k in call.keywords} if isinstance(call, ast.Call) else {}
-    return ast.unparse(call).startswith("torch.load(") and getattr(named.get("weights_only"), "value", 0) is True
+    only = getattr(named.get("weights_only"), "value", False)
+    return only is True and ast.unparse(call).startswith("torch.load(")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
