@@ -305,7 +305,7 @@ def _eval_files(files, ref) -> tuple[dict[str, str], list[str]]:    # {system: f
     if not systems: raise InputError(f"{reference}: is one file; give predictions, and then a reference")
     return system_names(systems), [reference, *_as_list(ref)]
 
-# %% ../nbs/24_commands.ipynb #6e534d92
+# %% ../nbs/24_commands.ipynb #7d4b28c6
 def _print_scores(scores: dict, intervals: dict | None, failures: dict) -> bool:     # Is something missing?
     "Print what `sail_eval` found, and what could not be scored."
     from rich.console import Console
@@ -313,7 +313,7 @@ def _print_scores(scores: dict, intervals: dict | None, failures: dict) -> bool:
     from sail_nbdev import judge
     if len(scores) == 1 and not failures: judge.print_scores(*scores.values(), (.3, .5, .7, .9))
     else: judge.print_comparison(scores)
-    if intervals: Console().print(judge.intervals_table(intervals))
+    for table in judge.intervals_tables(intervals) if intervals else (): Console().print(table)
     for name in [name for name, o in scores.items() if o["form"] in judge.ANNOTATIONS]:
         print(f"sail_eval: {name}: is an annotation file, and was scored as a system; further annotators go "
               "behind --ref", file=sys.stderr)

@@ -25,7 +25,7 @@ from .store import FeatureStore, encoder_of
 
 # %% auto #0
 __all__ = ['ANNOTATIONS', 'MEASURES', 'system_names', 'coverage_line', 'not_scored', 'measure', 'comparison_rows',
-           'comparison_table', 'bootstrap', 'intervals_table', 'frames_and_texts', 'judge', 'without_nan',
+           'comparison_table', 'bootstrap', 'intervals_tables', 'frames_and_texts', 'judge', 'without_nan',
            'scores_json', 'print_scores', 'print_comparison', 'write_videos']
 
 # %% ../nbs/19a_judge.ipynb #62207687
@@ -109,15 +109,20 @@ def comparison_rows(
     rows = {name: [measure(o, name) for o in scores.values()] for name in MEASURES}
     return {name: row for name, row in rows.items() if any(x is not None for x in row)}
 
-# %% ../nbs/19a_judge.ipynb #778e32be
+# %% ../nbs/19a_judge.ipynb #6f746b21
+def _cell(x: float | None, name: str) -> str:
+    "A measure as text: numbers of things without decimals, a dash for what is not there."
+    if x is None: return "–"
+    return f"{x:.0f}" if name in ("empty answers", "beyond the end") else f"{x:.2f}"
+
+# %% ../nbs/19a_judge.ipynb #d2e6c970
 def comparison_table(
     scores: dict[str, dict],    # System -> what `evaluate` gave
 ) -> Table:
     "All systems in one table for the terminal, a row for each measure."
     table = Table("", *map(escape, scores), box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]: column.justify = "right"
-    def cell(x): return "–" if x is None else f"{x:.0f}" if x == int(x) and abs(x) >= 1000 else f"{x:.2f}"
-    for name, row in comparison_rows(scores).items(): table.add_row(name, *map(cell, row))
+    for name, row in comparison_rows(scores).items(): table.add_row(name, *(_cell(x, name) for x in row))
     return table
 
 # %% ../nbs/19a_judge.ipynb #3c432544
@@ -178,21 +183,26 @@ def bootstrap(
     differences = {name: _difference(rows[first], rows[name], names[name], n, seed) for name in others}
     return {"n": n, "seed": seed, "intervals": intervals, "differences": differences}
 
-# %% ../nbs/19a_judge.ipynb #be8d0dce
-def intervals_table(
-    found: dict,    # From `bootstrap`
-) -> Table:
-    "Intervals of each system, and below them the differences to the first, times 100."
-    keys = ("F1", "METEOR", "CIDEr", "soda_c")
-    table = Table("95 % intervals × 100", *keys, box=box.SIMPLE_HEAD)
-    def text(o, k, form): return form.format(*(100 * x for x in o[k])) if k in o else "–"
-    for name, o in found["intervals"].items():
-        table.add_row(escape(name), *(text(o, k, "{:.2f} – {:.2f}") for k in keys))
-    first = next(iter(found["intervals"]))
-    for name, o in found["differences"].items():
-        head = f"{escape(name)} minus {escape(first)}"
-        table.add_row(head, *(text(o, k, "{:+.2f} ({:+.2f} – {:+.2f})") for k in keys))
+# %% ../nbs/19a_judge.ipynb #bb360ea0
+_SHOWN = {"F1": "F1", "METEOR": "METEOR", "CIDEr": "CIDEr", "soda_c": "SODA_c"}
+
+def _spread_table(title: str, rows: dict[str, dict], form: str) -> Table:
+    "The intervals or differences of systems, times 100, one decimal."
+    keys = [k for k in _SHOWN if any(k in o for o in rows.values())]
+    table = Table(title, *(_SHOWN[k] for k in keys), box=box.SIMPLE_HEAD, pad_edge=False)
+    def text(o, k): return form.format(*(100 * x for x in o[k])) if k in o else "–"
+    for name, o in rows.items(): table.add_row(escape(name), *(text(o, k) for k in keys))
     return table
+
+# %% ../nbs/19a_judge.ipynb #8497c66b
+def intervals_tables(
+    found: dict,    # From `bootstrap`
+) -> list[Table]:
+    "Intervals of each system, and the differences of the others to the first, times 100."
+    first = escape(next(iter(found["intervals"])))
+    tables = [_spread_table("95 % interval", found["intervals"], "{:.1f} – {:.1f}")]
+    if not found["differences"]: return tables
+    return [*tables, _spread_table(f"minus {first}", found["differences"], "{:+.1f} ({:+.1f}, {:+.1f})")]
 
 # %% ../nbs/19a_judge.ipynb #2268b14b
 def frames_and_texts(
@@ -257,28 +267,29 @@ def _threshold_table(scores: dict, tious) -> Table:
         table.add_row(name, *(f"{100 * x:.2f}" for x in values), f"{100 * scores['mean'][k]:.2f}")
     return table
 
-# %% ../nbs/19a_judge.ipynb #ab00c1cd
+# %% ../nbs/19a_judge.ipynb #a7695130
 def print_scores(
     scores: dict,       # From `evaluate`
     tious,              # Its thresholds
 ) -> None:
     "Print the result of one system on the terminal: coverage, scores by threshold, and all other measures."
     console = Console(highlight=False)
-    console.print(escape(coverage_line(scores)))
+    console.print(escape(coverage_line(scores)), soft_wrap=True)
     if scores["per_tiou"]: console.print(_threshold_table(scores, tious))
     shown = {"Recall", "Precision", "F1, mean of thresholds", "METEOR", "CIDEr", "ROUGE-L", "BLEU-4",
              "videos answered (%)", "empty answers"}
     values = {name: measure(scores, name) for name in MEASURES if name not in shown}
     values |= {f"paragraph {k}": 100 * v for k, v in scores.get("paragraph", {}).items()}
-    console.print("\n".join(f"{name}: {x:.2f}" for name, x in values.items() if x is not None))
+    console.print("\n".join(f"{name}: {_cell(x, name)}" for name, x in values.items() if x is not None))
 
-# %% ../nbs/19a_judge.ipynb #7520043d
+# %% ../nbs/19a_judge.ipynb #9f4b7eb1
 def print_comparison(
     scores: dict[str, dict],    # System -> what `evaluate` gave
 ) -> None:
     "Print what each system covers, and all of them in one table."
     console = Console(highlight=False)
-    for name, o in scores.items(): console.print(f"[bold]{escape(name)}[/]: {escape(coverage_line(o))}")
+    for name, o in scores.items():
+        console.print(f"[bold]{escape(name)}[/]: {escape(coverage_line(o))}", soft_wrap=True)
     console.print(comparison_table(scores))
     annotated = next(iter(scores.values()))["facts"]["annotated_per_video"]
     console.print(f"the references have {annotated:.2f} events per video")
