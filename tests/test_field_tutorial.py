@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fastcore.script import anno_parser
 
-from sail_nbdev.commands import (sail_augment, sail_check, sail_eval, sail_features, sail_predict,
-                                 sail_report, sail_train)
+from sail_nbdev import commands
 from sail_nbdev.core import write_json
 from sail_nbdev.data import read_predictions
 from sail_nbdev.store import open_store
@@ -28,11 +28,13 @@ VAL = [f"v_valid{i:06d}" for i in range(4)]
 WIDTH = 8                                                   # of the tiny CLIP that stands for ViT-L/14
 
 
-def told(command, *args, **kwargs):
-    "Exit code, and what a command prints on both channels."
+def told(name, *words):
+    "A command as it is typed: its exit code, and what it prints on both channels."
+    func = getattr(commands, name)
+    options = vars(anno_parser(func).parse_args(list(map(str, words))))
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try: code = command(*args, **kwargs)
+        try: code = func(**{k: v for k, v in options.items() if k not in ("pdb", "xtra")})
         except SystemExit as e: code = e.code
     return code or 0, out.getvalue()
 
@@ -74,41 +76,43 @@ def data(files, clip_folder, tmp_path_factory):
 
 
 def test_from_the_field_s_files_to_scores(files, data, tmp_path):
-    code, text = told(sail_check, data)
+    code, text = told("sail_check", data)
     assert code == 1 and "annotations/train" in text and "missing" in text and "sail_features" in text
 
     # features: the ids have no v_, one video is gone, one is nobody's
-    asked = dict(arrays=files/"clipvitl14.pth", out=data/"features", ids=data, model=str(data/"clip"))
-    code, text = told(sail_features, **asked)
+    made = ("--out", data/"features", "--ids", data, "--model", data/"clip")
+    code, text = told("sail_features", "--arrays", files/"clipvitl14.pth", *made)
     assert code == 0 and "11 of 12 names matched" in text, text
     assert "unannotate1" in text and "float16" in text, text
     store = open_store(data, "features")
     assert set(store.ids()) == {*TRAIN, *VAL[:-1]}
     original = torch.load(files/"clipvitl14.pth", weights_only=True)
     np.testing.assert_array_equal(store[TRAIN[2]], original[TRAIN[2].removeprefix("v_")].float())
-    code, text = told(sail_check, data)
+    code, text = told("sail_check", data)
     assert code == 1 and "sail_augment" in text and "--texts" in text
 
     # captions for the gaps, then both kinds of captions in the space of the frames
     train = data/"annotations"/"train.json"
-    code, text = told(sail_augment, train, out=data/"synthetic.json", backend="rules")
+    code, text = told("sail_augment", train, "--out", data/"synthetic.json", "--backend", "rules")
     assert code == 0, text
     assert {v: len(o) for v, o in json.loads((data/"synthetic.json").read_text()).items()} == \
         {v: len(o["sentences"]) - 1 for v, o in json.loads(train.read_text()).items()}
-    code, text = told(sail_features, texts=data, device="cpu")
+    code, text = told("sail_features", "--texts", data, "--device", "cpu")
     assert code == 0 and "8 videos with captions done" in text, text
-    code, text = told(sail_check, data)
+    code, text = told("sail_check", data)
     assert code == 0 and "sail_train" in text, text
 
     # training, prediction, scores against both annotators, a page
     run = tmp_path/"run"
-    code, text = told(sail_train, "activitynet", data=data, out=run, device="cpu", override=TOY)
+    asked = ("--data", data, "--out", run, "--device", "cpu")
+    code, text = told("sail_train", "activitynet", *asked, "--override", *TOY)
     assert code == 0 and (run/"model.safetensors").exists(), text
-    code, text = told(sail_predict, run, data=data, device="cpu")
+    code, text = told("sail_predict", run, "--data", data, "--device", "cpu")
     found = read_predictions(run/"predictions_val.json")
     assert code == 0 and set(found) == set(VAL[:-1]), text
-    references = [data/"annotations"/f"val_{i}.json" for i in (1, 2)]
-    code, text = told(sail_eval, run/"predictions_val.json", references, out=run/"scores.json")
+    first, second = (data/"annotations"/f"val_{i}.json" for i in (1, 2))
+    asked = ("--ref", second, "--out", run/"scores.json")
+    code, text = told("sail_eval", run/"predictions_val.json", first, *asked)
     assert code == 0 and "3 of 4" in text, text
-    code, text = told(sail_report, [run], data=data, out=tmp_path/"r.html")
+    code, text = told("sail_report", run, "--data", data, "--out", tmp_path/"r.html")
     assert code == 0 and (tmp_path/"r.html").exists(), text
