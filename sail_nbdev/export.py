@@ -26,7 +26,7 @@ from .data import predictions_json
 __all__ = ['events_json', 'events_subtitles', 'video_source', 'event_lanes', 'clock', 'row_html', 'row_colors', 'player_fragment',
            'html_page', 'player_html', 'check_form', 'write_events', 'write_outputs']
 
-# %% ../nbs/17_export.ipynb #16faa441
+# %% ../nbs/17_export.ipynb #3e060166
 def events_json(
     events: dict[str, list[Event]],             # Events of each video, seconds
     durations: dict[str, float] | None = None,  # Length of each video, seconds
@@ -35,7 +35,7 @@ def events_json(
     known = {v: float(d) for v, d in (durations or {}).items()}
     return predictions_json(events) | ({"durations": known} if known else {})
 
-# %% ../nbs/17_export.ipynb #29d2e9b2
+# %% ../nbs/17_export.ipynb #6ee81fbe
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 def _cue_text(caption: str, form: str) -> str:
@@ -45,7 +45,7 @@ def _cue_text(caption: str, form: str) -> str:
     text = re.sub(r"(?<=\d):(?=\d\d:\d\d[,.]\d)", ":\u200c", text)      # two times would be read as a new cue
     return text.replace("\\", "\\\u200c")                               # a mark of no width: \N is no mark-up
 
-# %% ../nbs/17_export.ipynb #e8d4e060
+# %% ../nbs/17_export.ipynb #44c1e079
 def events_subtitles(
     events: list[Event],    # Events of one video, seconds
     form: str = "srt",      # srt | vtt
@@ -58,7 +58,7 @@ def events_subtitles(
         subs.append(pysubs2.SSAEvent(start=start, end=end, text=_cue_text(e.caption, form)))
     return subs.to_string(form, keep_ssa_tags=True)
 
-# %% ../nbs/17_export.ipynb #d2b74d51
+# %% ../nbs/17_export.ipynb #bd3f89a9
 def video_source(
     video: str | Path,                      # A video file
     embed: bool = True,                     # Put its bytes into the page; False: link to it
@@ -76,7 +76,7 @@ def video_source(
     except OSError as e: raise InputError(f"{video}: cannot be read ({e.strerror})") from None
     return f"data:{mimetypes.guess_type(video.name)[0] or 'video/mp4'};base64,{data}"
 
-# %% ../nbs/17_export.ipynb #c7d0bef0
+# %% ../nbs/17_export.ipynb #6629bfb4
 def event_lanes(
     events: list[Event],
 ) -> list[int]:
@@ -90,7 +90,7 @@ def event_lanes(
         lanes[i] = lane
     return lanes
 
-# %% ../nbs/17_export.ipynb #7f7972ed
+# %% ../nbs/17_export.ipynb #eb5060be
 def clock(
     seconds: float,
 ) -> str:
@@ -98,7 +98,7 @@ def clock(
     s = int(seconds)
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
 
-# %% ../nbs/17_export.ipynb #07799723
+# %% ../nbs/17_export.ipynb #0711843a
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 
 def _ticks(duration: float) -> list[float]:
@@ -106,7 +106,7 @@ def _ticks(duration: float) -> list[float]:
     step = next((s for s in _STEPS if duration / s <= 7), 3600 * math.ceil(duration / 3600 / 7))
     return [step * i for i in range(int(duration / step) + 1)]
 
-# %% ../nbs/17_export.ipynb #0a0a5826
+# %% ../nbs/17_export.ipynb #4f620662
 def _event_button(e: Event, lane: int, duration: float, name: str, number: int) -> FT:
     "One event on its row."
     left, right = (100 * min(max(t / duration, 0), 1) for t in (e.start, e.end))
@@ -115,7 +115,7 @@ def _event_button(e: Event, lane: int, duration: float, name: str, number: int) 
     return Button(Span(e.caption), type="button", cls="sv-event", style=place, data_start=f"{e.start:.3f}",
                   data_end=f"{e.end:.3f}", title=label, aria_label=label)
 
-# %% ../nbs/17_export.ipynb #96420f7d
+# %% ../nbs/17_export.ipynb #8f01244d
 def row_html(
     name: str,              # Shown before the row
     events: list[Event],    # Seconds
@@ -129,8 +129,8 @@ def row_html(
     track = Div(*buttons, cls="sv-track")
     return Div(Span(name, cls="sv-name"), track, cls="sv-row", data_row=name, style=look)
 
-# %% ../nbs/17_export.ipynb #3e9ba632
-_MORE = ("#3b7dd8", "#c2557a", "#11999e", "#8d6bd1", "#a58a2b")
+# %% ../nbs/17_export.ipynb #0f457b55
+_MORE = ("#c8493a", "#c2557a", "#11999e", "#8d6bd1", "#a58a2b")
 
 def row_colors(
     names,      # Of rows
@@ -139,7 +139,7 @@ def row_colors(
     others = [n for n in names if n not in COLORS]
     return {n: COLORS[n] if n in COLORS else _MORE[others.index(n) % len(_MORE)] for n in names}
 
-# %% ../nbs/17_export.ipynb #5ad4362d
+# %% ../nbs/17_export.ipynb #4fb0b620
 def _polygon(curve) -> FT:
     "One mask [K] as a filled line."
     last = len(curve) - 1
@@ -147,7 +147,7 @@ def _polygon(curve) -> FT:
     line = " ".join(f"{x:.2f},{y:.3f}" for x, y in points)
     return ft("polygon", points=f"{points[0][0]:.2f},1 {line} {points[-1][0]:.2f},1")
 
-# %% ../nbs/17_export.ipynb #94dab2a2
+# %% ../nbs/17_export.ipynb #f0183325
 def _masks_row(curves, color: str) -> FT | None:
     "Curves [N,K] as one row of the timeline; None without any."
     if len(curves) == 0: return None
@@ -155,7 +155,7 @@ def _masks_row(curves, color: str) -> FT | None:
              role="img", aria_label=f"masks of {len(curves)} events")
     return Div(Span("masks", cls="sv-name"), Div(svg, cls="sv-track"), cls="sv-row", style=f"--c:{color}")
 
-# %% ../nbs/17_export.ipynb #2bfd6c83
+# %% ../nbs/17_export.ipynb #44a24286
 def _axis_row(duration: float) -> FT:
     "The clock and the marks of the time axis."
     def mark(t):
@@ -164,7 +164,7 @@ def _axis_row(duration: float) -> FT:
     now = ft("output", "0:00", cls="sv-name sv-clock")
     return Div(now, Div(*map(mark, _ticks(duration)), cls="sv-track"), cls="sv-row sv-axis")
 
-# %% ../nbs/17_export.ipynb #a9db2637
+# %% ../nbs/17_export.ipynb #070b9241
 def _caption_list(rows: dict[str, list[Event]], colors: dict[str, str]) -> FT:
     "The captions of each row."
     def item(e):
@@ -174,7 +174,7 @@ def _caption_list(rows: dict[str, list[Event]], colors: dict[str, str]) -> FT:
              for part in (H4(name, style=f"--c:{colors[name]}"), Ol(*map(item, events)))]
     return Details(Summary("All captions"), *parts, cls="sv-list")
 
-# %% ../nbs/17_export.ipynb #9e9c0046
+# %% ../nbs/17_export.ipynb #44cec5d4
 def _kbd(key: str) -> FT:
     return ft("kbd", key)
 
@@ -183,7 +183,7 @@ _KEYS = P(_kbd("space"), " plays, ", _kbd("←"), " ", _kbd("→"), " move by a 
 _NO_VIDEO = "This browser cannot play the video; the timeline below still works."
 _BROKEN = P(_NO_VIDEO, cls="sv-broken", hidden=True)
 
-# %% ../nbs/17_export.ipynb #785152a0
+# %% ../nbs/17_export.ipynb #6537c333
 def player_fragment(
     rows: dict[str, list[Event]],   # Named lists of events, seconds: one row of the timeline each
     duration: float,                # Length of the video, seconds
@@ -207,14 +207,14 @@ def player_fragment(
         _KEYS, _caption_list(rows, colors),
         cls="sv", tabindex="0", data_duration=f"{duration:.3f}", aria_label=f"Player: {title or 'video'}")
 
-# %% ../nbs/17_export.ipynb #0eb00612
+# %% ../nbs/17_export.ipynb #c4499b42
 def _policy(script: str) -> str:
     "The rule that only this script may run, and nothing be loaded."
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return ("default-src 'none'; img-src data:; media-src data: blob: file: 'self'; "
             f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")
 
-# %% ../nbs/17_export.ipynb #e17f3956
+# %% ../nbs/17_export.ipynb #ec589fc2
 def html_page(
     title: str,         # Title of the window
     *body,              # Elements of the page: headings, text, `player_fragment`s
@@ -228,7 +228,7 @@ def html_page(
                 Title(title), Style(NotStr(css)))
     return to_xml(Html(head, Body(Main(*body), Script(NotStr(script))), lang="en"), indent=False) + "\n"
 
-# %% ../nbs/17_export.ipynb #1cce0c2e
+# %% ../nbs/17_export.ipynb #f7d3eab4
 def player_html(
     events: dict[str, list[Event]] | list[Event],   # Events of one video, or named lists: one row each
     video: str | Path | None,                       # The video file; None for a timeline alone
@@ -243,12 +243,12 @@ def player_html(
     source = video_source(video, embed, relative_to) if video else None
     return html_page(title, H1(title), player_fragment(rows, duration, source))
 
-# %% ../nbs/17_export.ipynb #d785483d
+# %% ../nbs/17_export.ipynb #78cd4b07
 def _by_video(events, path: Path) -> dict[str, list[Event]]:
     "Events by video; a bare list belongs to the video that the file is named after."
     return events if isinstance(events, dict) else {path.stem: events}
 
-# %% ../nbs/17_export.ipynb #9c658850
+# %% ../nbs/17_export.ipynb #cd2cbe00
 def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed: bool, curves: dict) -> str:
     "One player for each video, on one page."
     def player(vid, found):
@@ -259,7 +259,7 @@ def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed
     title = next(iter(events)) if len(events) == 1 else f"{len(events)} videos"
     return html_page(title, H1(title), *(player(vid, found) for vid, found in events.items()))
 
-# %% ../nbs/17_export.ipynb #5e128f1e
+# %% ../nbs/17_export.ipynb #a23a3ab9
 _FORMS = ("json", "srt", "vtt", "html")
 
 def check_form(
@@ -275,7 +275,7 @@ def check_form(
         raise InputError(f"{path}: a subtitle file holds one video, not {n_videos}; write one file for each")
     return form
 
-# %% ../nbs/17_export.ipynb #1d57833f
+# %% ../nbs/17_export.ipynb #7b32e334
 def write_events(
     events: dict[str, list[Event]] | list[Event],   # Events by video; a bare list belongs to the file's name
     path: str | Path,                               # Where to: .json, .srt, .vtt or .html
@@ -293,7 +293,7 @@ def write_events(
         write_text(path, _players_page(found, path, durations or {}, videos or {}, embed, curves or {}))
     else: write_text(path, events_subtitles(next(iter(found.values())), form))
 
-# %% ../nbs/17_export.ipynb #9d218339
+# %% ../nbs/17_export.ipynb #a80fdedc
 def write_outputs(
     events: dict[str, list[Event]],     # Events of each video
     paths: list[str],                   # Files: .json, .srt, .vtt, .html

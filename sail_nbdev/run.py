@@ -40,13 +40,16 @@ def _encoder_settings(folder: Path) -> dict:
     if settings.get("folder"): settings["folder"] = os.path.normpath(folder/settings["folder"])
     return settings
 
-# %% ../nbs/16_run.ipynb #9d793bda
+# %% ../nbs/16_run.ipynb #2667d4ad
 def load_encoder(
     settings: dict,             # What `encoder.json` holds
     device: str | None = None,  # Best there is if None
 ) -> Encoder:
-    "The encoder of a run. `InputError` if its weights are not those that made the features."
+    "The encoder of a run. `InputError` if its weights did not make the features, or it is no model of CLIP."
     name = settings.get("folder") or settings["model"]
+    if not settings.get("text_tower", True):
+        raise InputError(f"encoder {name}: made the features of this run, and is none that reads videos "
+                         "here; make features of new videos with it, and give them to sail_predict --data")
     encoder = Encoder(name, settings.get("pretrained"), device=device)
     if settings.get("weights") in (None, encoder.meta["weights"]): return encoder
     raise InputError(f"encoder {name}: its weights are not those that made the features of this run")
