@@ -94,6 +94,12 @@ def _finite(value: Any) -> bool:
     "Is this a finite number?"
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
+# %% ../nbs/02_data.ipynb #3199bfe1
+def _numeric(times: Any) -> list[Any]:
+    "Those of raw times that are pairs of finite numbers."
+    if not isinstance(times, (list, tuple)): return []
+    return [t for t in times if isinstance(t, (list, tuple)) and len(t) == 2 and all(map(_finite, t))]
+
 # %% ../nbs/02_data.ipynb #6a55c670
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}(?:[.,]\d+)?"
 
@@ -141,13 +147,15 @@ def _rows_record(rows: list[Any], where: str) -> _Record:
     spans, sentences, centers, widths = (list(c) for c in zip(*columns)) if columns else ([], [], [], [])
     return {"timestamps": spans, "sentences": sentences, "centers": centers, "widths": widths}
 
-# %% ../nbs/02_data.ipynb #d3ea3bf9
+# %% ../nbs/02_data.ipynb #7b63a52c
 def _columns_record(row: dict[str, Any]) -> _Record:
     "The record of a video from an object that holds its sentences, and maybe its times, as lists."
     sentences = _get(row, "sentences")
     times = _get(row, "timestamps")
     starts = _get(row, "starts")
-    if times is None and starts is not None: times = [list(o) for o in zip(starts, _get(row, "ends") or ())]
+    ends = _get(row, "ends")
+    if times is None and isinstance(starts, list) and isinstance(ends, list):
+        times = [list(o) for o in zip(starts, ends)]
     if isinstance(times, list):
         times = [[_time(t) for t in o] if isinstance(o, (list, tuple)) else o for o in times]
     known: _Record = {k: row[k] for k in ("subset", "path", "num_frames", "fps") if k in row}
@@ -250,13 +258,15 @@ def _list_of_videos(rows: Any, where: str) -> list[_Records]:
         records[video] = _columns_record(row)
     return [records]
 
-# %% ../nbs/02_data.ipynb #bc6b8fe1
+# %% ../nbs/02_data.ipynb #c884f3f8
 def _list_of_events(rows: Any, where: str) -> list[_Records]:
     "The records of a list with one row for each event: rows of one video belong together."
     events: dict[str, list[Any]] = {}
     seconds: dict[str, Any] = {}
-    for video, row, _ in _named_rows(rows, where):
+    for video, row, place in _named_rows(rows, where):
         windows = row.get("relevant_windows")
+        if windows is not None and not isinstance(windows, list):
+            raise InputError(f"{place}: relevant_windows={windows!r} must be a list of [start, end]")
         here = [row] if windows is None else [{"timestamp": w, "sentence": row.get("query")} for w in windows]
         events.setdefault(video, []).extend(here)
         seconds[video] = _time(_get(row, "duration"))
@@ -292,13 +302,13 @@ def _timechat(value: Any, where: str) -> list[_Records]:
         return {**row, "pure_cap": text.split(". ")} if isinstance(text, str) else row
     return _list_of_videos([split(row) for row in value["annotations"]], where)
 
-# %% ../nbs/02_data.ipynb #1264cb73
+# %% ../nbs/02_data.ipynb #df5133f8
 def _tacos(value: Any, where: str) -> list[_Records]:
     "The records of a file whose times are frames, as seconds. `InputError` without frames per second."
     _check_object(value, where)
     records = {}
     for v, o in value.items():
-        record = _columns_record(o)
+        record = _columns_record(o) if isinstance(o, dict) else {}
         fps: Any = record.get("fps")
         if not (_finite(fps) and fps > 0 and _finite(record.get("num_frames"))):
             raise InputError(f"{where}: video {v}: num_frames and fps must be numbers: times are in frames")
@@ -340,11 +350,12 @@ def _entry_form(value: Any) -> str:
     if "num_frames" in value: return "TACoS"
     return "ActivityNet" if isinstance(_get(value, "sentences"), list) else "events by video"
 
-# %% ../nbs/02_data.ipynb #50795ac7
+# %% ../nbs/02_data.ipynb #76c7e274
 def _check_frames(records: dict[str, Any], where: str) -> None:
     "`InputError` if the times of a file with `num_frames` could be frames as well as seconds."
-    ends = [(t[1], o["num_frames"] / o["fps"]) for o in records.values()
-            if _finite(o.get("num_frames")) and _finite(o.get("fps")) for t in o.get("timestamps") or ()]
+    known = [o for o in records.values() if isinstance(o, dict)]
+    rated = [o for o in known if _finite(o.get("num_frames")) and _finite(o.get("fps")) and o["fps"] > 0]
+    ends = [(max(t), o["num_frames"] / o["fps"]) for o in rated for t in _numeric(o.get("timestamps"))]
     if not ends or any(end > seconds for end, seconds in ends): return
     raise InputError(f"{where}: has num_frames, and times that could be frames or seconds; "
                      "give the form TACoS for frames, or ActivityNet for seconds")
@@ -453,7 +464,7 @@ def _contents(path: Path) -> tuple[Any, str | None]:
     kinds = {p.suffix.lower() for p in files}
     return {p.stem: _load(p) for p in files}, "subtitles" if kinds <= {".srt", ".vtt"} else None
 
-# %% ../nbs/02_data.ipynb #2ae292a5
+# %% ../nbs/02_data.ipynb #ada9038e
 def _records_of(
     source: Any, form: str | None = None,
 ) -> tuple[list[_Records], str, str]:       # Of each annotator, name of the form, name of the source
@@ -465,8 +476,7 @@ def _records_of(
     name = form or ending or _recognise(value, where)
     try: return _READERS.get(name, _by_video)(value, where), name, where
     except (AttributeError, KeyError, TypeError) as e:
-        if form is None: raise
-        raise InputError(f"{where}: is not in the form {form}: {FORMS[form]} ({e!r})") from None
+        raise InputError(f"{where}: is not in the form {name}: {FORMS[name]} ({e!r})") from None
 
 # %% ../nbs/02_data.ipynb #12cb0f9c
 _ENDING = re.compile(r"(\.(mp4|mkv|webm|avi|mov|npy|npz|pth?|csv|json|txt|srt|vtt)"
@@ -647,15 +657,14 @@ def _events_of(record: _Record, seconds: float | None, where: str, repaired: Cou
         events.append(Event(start, end, sentence, center, width))
     return events
 
-# %% ../nbs/02_data.ipynb #5e091066
+# %% ../nbs/02_data.ipynb #eb900e63
 _FACTOR = 4     # last events that end this many times later than their videos are no seconds
 
 def _check_seconds(records: _Records, seconds: dict[str, float], where: str) -> None:
     "`InputError` if events typically end long after their videos: their times are no seconds."
     ratios = []
     for v, record in records.items():
-        times = [t for t in record.get("timestamps") or () if isinstance(t, (list, tuple)) and len(t) == 2]
-        ends = [max(t) for t in times if all(map(_finite, t))]
+        ends = [max(t) for t in _numeric(record.get("timestamps"))]
         if ends: ratios.append(max(ends) / seconds.get(v, 3600.))       # if unknown, an hour
     if not ratios or np.median(ratios) <= _FACTOR: return
     raise InputError(f"{where}: events end {np.median(ratios):.0f} times later than their videos: these are "

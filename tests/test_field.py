@@ -1,5 +1,7 @@
 "A small file for every form in which the field keeps annotations and predictions, and for what is wrong."
 import json
+import math
+import random
 
 import pytest
 
@@ -264,3 +266,34 @@ def test_names_that_mean_nothing_or_too_much():
         match_ids(["a", "v_a.npy"], ["a"])
     eleven = ["x-QOlSCBRmfWY", "y-QOlSCBRmfWY"]
     with pytest.raises(InputError, match="none of"): match_ids(["QOlSCBRmfWY"], eleven)
+
+
+# -- nothing but one sentence, whatever a file holds
+
+WORDS = """video id vid image_id timestamps timestamp sentences sentence captions tag annotations segments start
+    end results database duration num_frames fps g tgt pure_cap relevant_windows query response events
+    captions_starts v1""".split()
+LEAVES = [None, True, 0, 1, -3, 2.5, math.nan, 1e308, "", "a b", "0:05", "x - y", "0 - 4: A.", "v 0 1##a",
+          [], {}]
+
+
+def anything(rng, depth=0):
+    "A made-up value of JSON with the field's words in it."
+    kind = rng.random()
+    if depth > 3 or kind < .35: return rng.choice(LEAVES)
+    if kind < .6: return [anything(rng, depth + 1) for _ in range(rng.randint(0, 3))]
+    return {rng.choice(WORDS): anything(rng, depth + 1) for _ in range(rng.randint(0, 4))}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_a_file_holds_is_read_or_refused_in_one_sentence(seed):
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(1500):
+        value = anything(rng)
+        for form in (None, rng.choice(list(FORMS))):
+            try: read_timed(value, form)
+            except InputError as e:
+                refused += 1
+                assert "\n" not in str(e)
+    assert 1000 < refused < 3000
