@@ -270,8 +270,8 @@ def test_names_that_mean_nothing_or_too_much():
 
 # -- nothing but one sentence, whatever a file holds
 
-WORDS = """video id vid image_id timestamps timestamp sentences sentence captions tag annotations segments start
-    end results database duration num_frames fps g tgt pure_cap relevant_windows query response events
+WORDS = """video id vid image_id timestamps timestamp sentences sentence captions tag annotations segments
+    start end results database duration num_frames fps g tgt pure_cap relevant_windows query response events
     captions_starts v1""".split()
 LEAVES = [None, True, 0, 1, -3, 2.5, math.nan, 1e308, "", "a b", "0:05", "x - y", "0 - 4: A.", "v 0 1##a",
           [], {}]
