@@ -15,7 +15,7 @@ from .core import InputError, check_output, command, write_json
 
 # %% auto #0
 __all__ = ['COMMANDS', 'sail_demo', 'sail_features', 'sail_check', 'sail_augment', 'sail_train', 'sail_predict', 'sail_caption',
-           'sail_eval', 'sail_uniform', 'sail_ablate', 'sail_report', 'command_of']
+           'sail_align', 'sail_eval', 'sail_uniform', 'sail_ablate', 'sail_report', 'command_of']
 
 # %% ../nbs/24_commands.ipynb #fd1ea91b
 def _need(
@@ -297,6 +297,67 @@ def sail_caption(
     for reason in result.failures.values(): print(f"failed: {reason}")
     return 1 if result.failures else 0
 
+# %% ../nbs/24_commands.ipynb #d791f85c
+def _aligner(encoder: str | None, model: str | None, device: str | None):
+    "A run, or the encoder that was named. `InputError` for both, or for weights that know nothing."
+    from sail_nbdev.clip import Encoder
+    from sail_nbdev.run import Run
+    if encoder and model: raise InputError("--encoder and --model: give one of them")
+    if model: return Run.load(model, device)
+    name = encoder or "ViT-L-14/openai"
+    if Path(name).is_dir(): return Encoder(name, None, device)
+    kind, _, weights = name.partition("/")
+    if weights and weights != "none": return Encoder(kind, weights, device)
+    raise InputError(f"--encoder {name}: must be MODEL/WEIGHTS such as ViT-L-14/openai, or a folder; random "
+                     "weights cannot compare frames with sentences")
+
+# %% ../nbs/24_commands.ipynb #54eca2e5
+def _check_outputs(paths: list, out: str | None, n_videos: int) -> list[str]:
+    "The files of events that were asked for. `InputError` for one that cannot be written."
+    from sail_nbdev.export import check_form
+    files = [p for p in paths if p]
+    for p in files + [out] * bool(out and Path(out).suffix):
+        check_form(p, n_videos)
+        check_output(p)
+    return files
+
+# %% ../nbs/24_commands.ipynb #bf86458c
+@command
+def sail_align(
+    videos: Param("A video file, a folder, or a list .jsonl with id, path and captions", str),
+    sentences: Param("Their sentences in order: .txt, .srt, .vtt, .json (those of the list if not given)",
+                     str, nargs="?", opt=False) = None,
+    encoder: str = None,        # open_clip MODEL/WEIGHTS or a folder (ViT-L-14/openai)
+    model: str = None,          # A run instead: its encoder and, of SAIL+, its localizer
+    fps: float = 1.0,           # Frames per second that are looked at, with --encoder
+    out: str = None,            # A file (.json, .srt, .vtt, .html), or a folder for one JSON file per video
+    json: str = None,           # Write all events as JSON
+    srt: str = None,            # Write subtitles (one video)
+    vtt: str = None,            # Write WebVTT (one video)
+    html: str = None,           # Write a page with the video and its events
+    annotations: str = None,    # Write an annotation file, to train on
+    link: bool = False,         # The page links to the videos instead of holding them
+    device: str = None,         # cpu, cuda, mps (the best there is if not given)
+) -> int:                       # 0 all well, 1 some videos failed
+    "Find when each sentence of a video happens, without training; prints it, and writes what is asked for."
+    from sail_nbdev.data import read_sentences
+    from sail_nbdev.export import write_annotations, write_outputs
+    from sail_nbdev.run import align_all, sentences_of
+    from sail_nbdev.video import find_videos
+    files = find_videos([videos])
+    source = sentences or videos
+    texts = sentences_of(files, read_sentences(source), source)
+    paths = _check_outputs([json, srt, vtt, html], out, len(files))
+    if annotations: check_output(annotations)
+    result = align_all(files, texts, _aligner(encoder, model, device), fps)
+    if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
+    _print_events(result.events)
+    look = dict(durations=result.durations, videos=files, embed=not link)
+    write_outputs(result.events, paths, out, **look)
+    if annotations: write_annotations(result.events, result.durations, annotations)
+    for reason in result.failures.values(): print(f"failed: {reason}")
+    return 1 if result.failures else 0
+
 # %% ../nbs/24_commands.ipynb #63e778b4
 def _eval_files(files, ref) -> tuple[dict[str, str], list[str]]:    # {system: file}, references
     "Systems and references of `sail_eval`. `InputError` if there are not both."
@@ -423,11 +484,12 @@ def sail_report(
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return int(bool(set(material.unscored) - set(material.configs)))
 
-# %% ../nbs/24_commands.ipynb #6baa4c16
+# %% ../nbs/24_commands.ipynb #8628a7c5
 COMMANDS = dict(sail_demo=sail_demo, sail_features=sail_features, sail_check=sail_check,
                 sail_augment=sail_augment,
                 sail_train=sail_train, sail_predict=sail_predict, sail_caption=sail_caption,
-                sail_eval=sail_eval, sail_uniform=sail_uniform, sail_ablate=sail_ablate,
+                sail_align=sail_align, sail_eval=sail_eval, sail_uniform=sail_uniform,
+                sail_ablate=sail_ablate,
                 sail_report=sail_report)
 
 # %% ../nbs/24_commands.ipynb #ed2291a4

@@ -32,9 +32,9 @@ from .core import read_json, read_lines, read_text, write_json
 
 # %% auto #0
 __all__ = ['NO_CAPTION', 'FORMS', 'clean_caption', 'bare_id', 'Matching', 'match_ids', 'Reading', 'record_seconds', 'read_timed',
-           'read_records', 'read_annotations', 'annotation_files', 'annotation_stats', 'plot_stats', 'read_predictions',
-           'predictions_json', 'write_predictions', 'sample_frames', 'pad_rows', 'Batch', 'DeviceData', 'batches',
-           'derive_settings', 'plain_preset']
+           'read_records', 'read_annotations', 'read_sentences', 'annotation_files', 'annotation_stats', 'plot_stats',
+           'read_predictions', 'predictions_json', 'write_predictions', 'sample_frames', 'pad_rows', 'Batch',
+           'DeviceData', 'batches', 'derive_settings', 'plain_preset']
 
 # %% ../nbs/02_data.ipynb #415b02d0
 NO_CAPTION = "None."    # the text of a video without captions (released code)
@@ -729,6 +729,17 @@ def read_annotations(
     videos = {v: _read_video(v, o, str(path), intervals) for v, o in records.items()}
     if intervals: _check_seconds(records, {v: o.duration for v, o in videos.items() if o.duration}, str(path))
     return videos
+
+# %% ../nbs/02_data.ipynb #9309cc37
+def read_sentences(
+    path: str | Path,   # `.txt` with a sentence in each line, or a file in any form; times are ignored
+) -> dict[str, list[str]]:      # By video; a file without names of videos is called after itself
+    "The sentences of each video, in the order of the file. `InputError` for a file without any."
+    path = Path(path)
+    if path.suffix.lower() != ".txt": return {v: list(o.captions) for v, o in read_annotations(path).items()}
+    lines = [" ".join(line.split()) for line in read_text(path).splitlines()]
+    if not any(lines): raise InputError(f"{path}: holds no sentence")
+    return {path.stem: [line for line in lines if line]}
 
 # %% ../nbs/02_data.ipynb #677fdb0c
 def annotation_files(

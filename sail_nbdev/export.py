@@ -24,7 +24,7 @@ from .data import predictions_json
 
 # %% auto #0
 __all__ = ['events_json', 'events_subtitles', 'video_source', 'event_lanes', 'clock', 'row_html', 'row_colors', 'player_fragment',
-           'html_page', 'player_html', 'check_form', 'write_events', 'write_outputs']
+           'html_page', 'player_html', 'write_annotations', 'check_form', 'write_events', 'write_outputs']
 
 # %% ../nbs/17_export.ipynb #3e060166
 def events_json(
@@ -258,6 +258,18 @@ def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed
         return player_fragment({"events": found}, duration, source, title, curves.get(vid, ()))
     title = next(iter(events)) if len(events) == 1 else f"{len(events)} videos"
     return html_page(title, H1(title), *(player(vid, found) for vid, found in events.items()))
+
+# %% ../nbs/17_export.ipynb #8844365b
+def write_annotations(
+    events: dict[str, list[Event]],     # Events of each video, seconds
+    durations: dict[str, float],        # Length of each video, seconds
+    path: str | Path,                   # A JSON file
+) -> None:
+    "Write events as an annotation file of the common form, whole or not at all."
+    def record(v):
+        times = [[e.start, e.end] for e in events[v]]
+        return {"duration": durations[v], "timestamps": times, "sentences": [e.caption for e in events[v]]}
+    write_json(path, {v: record(v) for v in events})
 
 # %% ../nbs/17_export.ipynb #a23a3ab9
 _FORMS = ("json", "srt", "vtt", "html")
