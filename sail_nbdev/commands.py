@@ -264,7 +264,26 @@ def _print_events(events: dict) -> None:
         if len(events) > 1: print(video)
         for e in found: print(f"{e.start:8.2f} {e.end:8.2f}  {e.caption}")
 
-# %% ../nbs/24_commands.ipynb #668b899a
+# %% ../nbs/24_commands.ipynb #54eca2e5
+def _check_outputs(paths: list, out: str | None, n_videos: int) -> list[str]:
+    "The files of events that were asked for. `InputError` for one that cannot be written."
+    from sail_nbdev.export import check_form
+    files = [p for p in paths if p]
+    for p in files + [out] * bool(out and Path(out).suffix):
+        check_form(p, n_videos)
+        check_output(p)
+    return files
+
+# %% ../nbs/24_commands.ipynb #b3899275
+def _give(result, paths: list[str], out: str | None, **look) -> int:     # The exit code
+    "Print the events of many videos, write them where they were asked for, and name the videos that failed."
+    from sail_nbdev.export import write_outputs
+    _print_events(result.events)
+    write_outputs(result.events, paths, out, durations=result.durations, **look)
+    for reason in result.failures.values(): print(f"failed: {reason}")
+    return 1 if result.failures else 0
+
+# %% ../nbs/24_commands.ipynb #c111f258
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -280,22 +299,15 @@ def sail_caption(
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
 ) -> int:                       # 0 all well, 1 some videos failed
     "Find and describe the events of videos; prints them, and writes what is asked for."
-    from sail_nbdev.export import check_form, write_outputs
     from sail_nbdev.run import Run
     from sail_nbdev.video import find_videos
     _need(model, "--model", "a run folder, a demo folder, or a hub id")
     files = find_videos(_as_list(videos))
-    paths = [p for p in (json, srt, vtt, html) if p]
-    for p in paths + [out] * bool(out and Path(out).suffix): check_form(p, len(files))
+    paths = _check_outputs([json, srt, vtt, html], out, len(files))
     run = Run.load(model, device)
     result = run.caption_all(files, n_events, window)
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
-    events = result.events
-    _print_events(events)
-    look = dict(durations=result.durations, videos=files, embed=not link, curves=_mask_curves(run, events))
-    write_outputs(events, paths, out, **look)
-    for reason in result.failures.values(): print(f"failed: {reason}")
-    return 1 if result.failures else 0
+    return _give(result, paths, out, videos=files, embed=not link, curves=_mask_curves(run, result.events))
 
 # %% ../nbs/24_commands.ipynb #d791f85c
 def _aligner(encoder: str | None, model: str | None, device: str | None):
@@ -311,17 +323,7 @@ def _aligner(encoder: str | None, model: str | None, device: str | None):
     raise InputError(f"--encoder {name}: must be MODEL/WEIGHTS such as ViT-L-14/openai, or a folder; random "
                      "weights cannot compare frames with sentences")
 
-# %% ../nbs/24_commands.ipynb #54eca2e5
-def _check_outputs(paths: list, out: str | None, n_videos: int) -> list[str]:
-    "The files of events that were asked for. `InputError` for one that cannot be written."
-    from sail_nbdev.export import check_form
-    files = [p for p in paths if p]
-    for p in files + [out] * bool(out and Path(out).suffix):
-        check_form(p, n_videos)
-        check_output(p)
-    return files
-
-# %% ../nbs/24_commands.ipynb #bf86458c
+# %% ../nbs/24_commands.ipynb #c1f2d7cd
 @command
 def sail_align(
     videos: Param("A video file, a folder, or a list .jsonl with id, path and captions", str),
@@ -341,7 +343,7 @@ def sail_align(
 ) -> int:                       # 0 all well, 1 some videos failed
     "Find when each sentence of a video happens, without training; prints it, and writes what is asked for."
     from sail_nbdev.data import read_sentences
-    from sail_nbdev.export import write_annotations, write_outputs
+    from sail_nbdev.export import write_annotations
     from sail_nbdev.run import align_all, sentences_of
     from sail_nbdev.video import find_videos
     files = find_videos([videos])
@@ -351,12 +353,8 @@ def sail_align(
     if annotations: check_output(annotations)
     result = align_all(files, texts, _aligner(encoder, model, device), fps)
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
-    _print_events(result.events)
-    look = dict(durations=result.durations, videos=files, embed=not link)
-    write_outputs(result.events, paths, out, **look)
     if annotations: write_annotations(result.events, result.durations, annotations)
-    for reason in result.failures.values(): print(f"failed: {reason}")
-    return 1 if result.failures else 0
+    return _give(result, paths, out, videos=files, embed=not link)
 
 # %% ../nbs/24_commands.ipynb #63e778b4
 def _eval_files(files, ref) -> tuple[dict[str, str], list[str]]:    # {system: file}, references

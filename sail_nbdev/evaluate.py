@@ -637,7 +637,7 @@ def _alignment(side: dict, seconds: dict, features, embed, n_frames: int) -> dic
     return dict(clip_score=2.5 * own.clamp(min=0).mean().item(), margin=margin.mean().item(),
                 order_accuracy=right.mean().item())
 
-# %% ../nbs/19_evaluate.ipynb #b64c9fe9
+# %% ../nbs/19_evaluate.ipynb #cdc86c72
 def semantic_scores(
     predictions,            # As in `evaluate`
     references,             # Likewise; the first annotator of a video counts
@@ -650,7 +650,7 @@ def semantic_scores(
     truth: dict[str, list[Event]] = {}
     for side in _annotators(_references(sources)): truth = {**side, **truth}
     seconds = video_seconds(sources)
-    reading = predictions if isinstance(predictions, Reading) else read_timed(predictions, durations=seconds)
+    reading = read_timed(predictions, durations=seconds)
     found, _ = _match(reading, list(truth), _name(predictions, "predictions"))
     ids = [v for v in found if v in features]
     if not ids: raise InputError("no predicted video has both a reference and features")

@@ -129,13 +129,13 @@ def row_html(
     track = Div(*buttons, cls="sv-track")
     return Div(Span(name, cls="sv-name"), track, cls="sv-row", data_row=name, style=look)
 
-# %% ../nbs/17_export.ipynb #0f457b55
-_MORE = ("#c8493a", "#c2557a", "#11999e", "#8d6bd1", "#a58a2b")
+# %% ../nbs/17_export.ipynb #48c82c09
+_MORE = ("#c8493a", "#11999e", "#9a7b12", "#d05fa0", "#6b7f3a", "#8d6bd1", "#a86a4a", "#5c86a8")
 
 def row_colors(
     names,      # Of rows
 ) -> dict[str, str]:
-    "The book's colour for a known name, else one of a few more."
+    "The book's colour for a known name, one of its own for any other, the same again from the ninth on."
     others = [n for n in names if n not in COLORS]
     return {n: COLORS[n] if n in COLORS else _MORE[others.index(n) % len(_MORE)] for n in names}
 
@@ -183,18 +183,19 @@ _KEYS = P(_kbd("space"), " plays, ", _kbd("←"), " ", _kbd("→"), " move by a 
 _NO_VIDEO = "This browser cannot play the video; the timeline below still works."
 _BROKEN = P(_NO_VIDEO, cls="sv-broken", hidden=True)
 
-# %% ../nbs/17_export.ipynb #6537c333
+# %% ../nbs/17_export.ipynb #5e16f537
 def player_fragment(
     rows: dict[str, list[Event]],   # Named lists of events, seconds: one row of the timeline each
     duration: float,                # Length of the video, seconds
     source: str | None = None,      # What `video_source` gave; None for a timeline without a video
     title: str = "",                # Shown above the video
     curves=(),                      # Masks [N,K] in [0,1] over the whole video, drawn below the rows
+    colors: dict | None = None,     # Name of a row -> its colour; that of `row_colors` for others
 ) -> FT:
     "One player, to stand once or many times in a page made by `html_page`. `InputError` without a duration."
     if not duration > 0:
         raise InputError(f"{title or 'player'}: duration={duration} must be greater than 0 seconds")
-    colors = row_colors(rows)
+    colors = {n: (colors or {}).get(n, own) for n, own in row_colors(rows).items()}
     video = Video(controls=True, playsinline=True, preload="auto", src=source) if source else None
     now = [P(B(n), Span(), cls="sv-now", style=f"--c:{colors[n]}") for n in rows]
     lines = [row_html(n, events, duration, colors[n]) for n, events in rows.items()]
@@ -248,14 +249,15 @@ def _by_video(events, path: Path) -> dict[str, list[Event]]:
     "Events by video; a bare list belongs to the video that the file is named after."
     return events if isinstance(events, dict) else {path.stem: events}
 
-# %% ../nbs/17_export.ipynb #cd2cbe00
+# %% ../nbs/17_export.ipynb #5c410536
 def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed: bool, curves: dict) -> str:
     "One player for each video, on one page."
     def player(vid, found):
         duration = durations.get(vid) or max((e.end for e in found), default=0)
         source = video_source(videos[vid], embed, path.parent) if vid in videos else None
         title = vid if len(events) > 1 else ""
-        return player_fragment({"events": found}, duration, source, title, curves.get(vid, ()))
+        own = {"events": COLORS["sail"]}
+        return player_fragment({"events": found}, duration, source, title, curves.get(vid, ()), own)
     title = next(iter(events)) if len(events) == 1 else f"{len(events)} videos"
     return html_page(title, H1(title), *(player(vid, found) for vid, found in events.items()))
 

@@ -14,8 +14,9 @@ import pytest
 from pages import EVIL, Page, check_escaped, check_self_contained, put_run
 
 from sail_nbdev.core import InputError
+from sail_nbdev.export import row_colors
 from sail_nbdev.masks import event_masks
-from sail_nbdev.report import (Material, findings, make_report, method_colors, pick_videos, read_material,
+from sail_nbdev.report import (Material, findings, make_report, pick_videos, read_material,
                                report_html, score_missing, score_table)
 
 SECTIONS = ["scores", "videos", "counts", "widths", "training", "synthetic", "config", "again"]
@@ -345,7 +346,7 @@ def test_what_makes_no_page(made_demo, world, tmp_path):
 
 def test_no_colour_runs_out():
     names = [f"system {i}" for i in range(20)]
-    colors = method_colors(["sail", *names])
+    colors = row_colors(["sail", *names])
     assert set(colors) == {"sail", *names} and len(set(colors.values())) == 9
     assert colors["sail"] not in {colors[n] for n in names}
 
