@@ -19,7 +19,7 @@ from .masks import full_precision
 __all__ = ['uniform_layout', 'UniformLayout', 'change_points', 'ChangePoints', 'FrameEmbedding', 'QueryLocalizer',
            'FrameLocalizer', 'make_localizer']
 
-# %% ../nbs/09_localizer.ipynb #5111a4e8
+# %% ../nbs/09_localizer.ipynb #4930139f
 def uniform_layout(
     n_events,           # N, or a tensor [B] of them
     k: float = 1.0,     # Width in units of 1/N
@@ -33,7 +33,7 @@ def uniform_layout(
     c = (index + .5) / n[..., None]                                     # [...,N]
     return c, (k / n[..., None]).clamp_max(1.).expand_as(c)
 
-# %% ../nbs/09_localizer.ipynb #7ecec96b
+# %% ../nbs/09_localizer.ipynb #f7a38ef0
 class UniformLayout(nn.Module):
     "Equal parts of the video; no parameters."
     def __init__(self,
@@ -46,14 +46,14 @@ class UniformLayout(nn.Module):
         "`(centers, widths)` [B,N]; padding is last. `frames` are not looked at."
         return uniform_layout(valid.sum(-1), self.k)
 
-# %% ../nbs/09_localizer.ipynb #15b9dd88
+# %% ../nbs/09_localizer.ipynb #2876418d
 def _segments(first, end, n_frames: int):
     "`(centers, widths)` of frames `first` to `end - 1`, in shares: half a frame on either side, clipped."
     start = ((first - .5) / (n_frames - 1)).clamp(0, 1)
     stop = ((end - .5) / (n_frames - 1)).clamp(0, 1)
     return (start + stop) / 2, stop - start
 
-# %% ../nbs/09_localizer.ipynb #f71aef54
+# %% ../nbs/09_localizer.ipynb #8ae47e50
 def _scatter(frames):
     "Squared distances of frames i to j-1 to their mean, summed: [B,T+1,T+1], infinite unless i < j."
     x = F.normalize(full_precision(frames), dim=-1)
@@ -67,7 +67,7 @@ def _scatter(frames):
     scatter = energy[:, None] - energy[:, :, None] - norms / length.clamp_min(1)
     return scatter.masked_fill(length < 1, torch.inf)
 
-# %% ../nbs/09_localizer.ipynb #bf182081
+# %% ../nbs/09_localizer.ipynb #dd13ba41
 def _last_edges(cost, n_most: int) -> list:
     "For k = 2..N the best edge before each end, [B,T+1] each."
     best = cost[:, 0]
@@ -77,7 +77,7 @@ def _last_edges(cost, n_most: int) -> list:
         edges.append(before)
     return edges
 
-# %% ../nbs/09_localizer.ipynb #bb9f34a4
+# %% ../nbs/09_localizer.ipynb #6e72a7ac
 def change_points(
     frames,         # [B,T,D]
     n_events,       # [B] numbers
@@ -95,21 +95,21 @@ def change_points(
     e = torch.stack([torch.zeros_like(end), *edges[::-1]], 1)           # [B,N+1]
     return _segments(e[:, :-1], e[:, 1:], T)
 
-# %% ../nbs/09_localizer.ipynb #a8043c04
+# %% ../nbs/09_localizer.ipynb #586cc404
 class ChangePoints(nn.Module):
     "Segments between the best change points; no parameters."
     def forward(self, frames, valid):
         "`(centers, widths)` [B,N]; padding is last. `InputError` for more events than frames."
         return change_points(frames, valid.sum(-1))
 
-# %% ../nbs/09_localizer.ipynb #a779b80d
+# %% ../nbs/09_localizer.ipynb #52499317
 def _check_frames(frames, shape: tuple) -> None:
     "`InputError` for frames of another T or width than the model's."
     if tuple(frames.shape[1:]) == shape: return
     raise InputError(f"frames of shape {list(frames.shape)} were given, "
                      f"the model has n_frames={shape[0]} of width {shape[1]}")
 
-# %% ../nbs/09_localizer.ipynb #ca8ed23f
+# %% ../nbs/09_localizer.ipynb #83ca1ff7
 class FrameEmbedding(nn.Module):
     "Frames [B,T,width] to [B,T,d]: projected if widths differ (F15), learned position added, dropout."
     def __init__(self,
@@ -128,7 +128,7 @@ class FrameEmbedding(nn.Module):
         _check_frames(frames, self.shape)
         return self.drop(self.project(frames) + self.positions)                         # [B,T,d]
 
-# %% ../nbs/09_localizer.ipynb #1048acff
+# %% ../nbs/09_localizer.ipynb #e950b942
 class QueryLocalizer(nn.Module):
     "Queries over frames to sorted `(centers, widths)` (ILCACM's mask generator; SAIL keeps it)."
     def __init__(self,
@@ -146,12 +146,12 @@ class QueryLocalizer(nn.Module):
         self.center_head = nn.Linear(d, 1, bias=False)
         self.width_head = nn.Linear(d, 1, bias=False)
 
-# %% ../nbs/09_localizer.ipynb #80652118
+# %% ../nbs/09_localizer.ipynb #6943deb6
 def _check_events(n: int, most: int) -> None:
     "`InputError` for more events than a model can place."
     if n > most: raise InputError(f"{n} events were asked for, the model has n_queries={most}")
 
-# %% ../nbs/09_localizer.ipynb #30736440
+# %% ../nbs/09_localizer.ipynb #f0a7d384
 @patch
 def forward(self: QueryLocalizer,
     frames,     # [B,T,D]
@@ -169,7 +169,7 @@ def forward(self: QueryLocalizer,
     order = c.masked_fill(~valid, 2.).argsort(-1)
     return c.gather(-1, order), w.gather(-1, order)
 
-# %% ../nbs/09_localizer.ipynb #40c9966f
+# %% ../nbs/09_localizer.ipynb #5c1dc3bd
 class FrameLocalizer(nn.Module):
     "Scores of frames to sorted `(centers, widths)`, through the lattice (SAIL+; not in the paper)."
     def __init__(self,
@@ -190,7 +190,7 @@ class FrameLocalizer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-# %% ../nbs/09_localizer.ipynb #1f6bf6e8
+# %% ../nbs/09_localizer.ipynb #b07a9bb0
 @patch
 def scores(self: FrameLocalizer,
     frames,     # [B,T,D]
@@ -204,7 +204,7 @@ def scores(self: FrameLocalizer,
         h = h + self.drop(F.gelu(conv(norm(h).mT).mT))
     return full_precision(self.head(self.norm(h))).unbind(-1)
 
-# %% ../nbs/09_localizer.ipynb #f91233dc
+# %% ../nbs/09_localizer.ipynb #c0e277a9
 @patch
 def forward(self: FrameLocalizer,
     frames,             # [B,T,D]
@@ -220,7 +220,7 @@ def forward(self: FrameLocalizer,
         starts, holds = posterior(enter, stay, valid)
         return expected_events(starts, holds, valid)
 
-# %% ../nbs/09_localizer.ipynb #4e20b7dc
+# %% ../nbs/09_localizer.ipynb #ac95b455
 @patch
 def count(self: FrameLocalizer,
     frames,     # [B,T,D]
@@ -230,7 +230,7 @@ def count(self: FrameLocalizer,
         enter, stay = (s[..., None].expand(-1, -1, self.most) for s in self.scores(frames))
         return lattice(enter, stay).argmax(-1) + 1
 
-# %% ../nbs/09_localizer.ipynb #03da7649
+# %% ../nbs/09_localizer.ipynb #b1db23cb
 def make_localizer(
     config: Config,
 ) -> nn.Module:     # Called with frames [B,T,D] and valid [B,N], it gives `(centers, widths)` [B,N]
