@@ -167,7 +167,15 @@ def check_output(
     _make_parent(path)
     for p in missing: p.rmdir()         # the nearest first
 
-# %% ../nbs/00_core.ipynb #033e8e9c
+# %% ../nbs/00_core.ipynb #e1e87850
+def _as_umask_says(path: Path) -> None:
+    "Give a file the permissions of any new file; some writers make theirs unreadable for others."
+    if not path.is_file(): return
+    mask = os.umask(0o077)      # it is read by setting it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+# %% ../nbs/00_core.ipynb #116f1034
 @contextmanager
 def atomic_path(
     path: str | Path,   # Where the file or folder is to stand
@@ -180,6 +188,7 @@ def atomic_path(
     _make_parent(path)
     try:
         yield new
+        _as_umask_says(new)
         if path.is_dir() and new.is_dir(): os.replace(path, old)
         os.replace(new, path)
     except OSError as e:
@@ -297,14 +306,14 @@ def set_seed(
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #f4487b3d
+# %% ../nbs/00_core.ipynb #265f502a
 def pick_device(
     name: str | None = None,    # cpu, cuda, cuda:1, mps; the best there is if None
 ) -> str:
     "`name` if this machine has it; without one, cuda, else mps, else cpu. `InputError` if it is missing."
     import torch
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    there = [kind for kind, yes in has.items() if yes]
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there = ["cuda"] * bool(gpus) + gpus + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if name is None: return there[0]
-    if name.split(":")[0] in there: return name
+    if name in there: return name
     raise InputError(f"device {name!r} is not on this machine, which has {', '.join(there)}")
