@@ -24,7 +24,7 @@ from .data import predictions_json
 
 # %% auto #0
 __all__ = ['events_json', 'events_subtitles', 'video_source', 'event_lanes', 'clock', 'row_html', 'row_colors', 'player_fragment',
-           'html_page', 'player_html', 'write_annotations', 'check_form', 'write_events', 'write_outputs']
+           'html_page', 'player_html', 'embeddable', 'write_annotations', 'check_form', 'write_events', 'write_outputs']
 
 # %% ../nbs/17_export.ipynb #3e060166
 def events_json(
@@ -58,7 +58,9 @@ def events_subtitles(
         subs.append(pysubs2.SSAEvent(start=start, end=end, text=_cue_text(e.caption, form)))
     return subs.to_string(form, keep_ssa_tags=True)
 
-# %% ../nbs/17_export.ipynb #bd3f89a9
+# %% ../nbs/17_export.ipynb #a5294e44
+_PAGE_BYTES = 200e6     # of video that one page holds
+
 def video_source(
     video: str | Path,                      # A video file
     embed: bool = True,                     # Put its bytes into the page; False: link to it
@@ -69,7 +71,7 @@ def video_source(
     if not video.is_file(): raise InputError(f"{video}: no such video file")
     if not embed: return quote(Path(os.path.relpath(video, relative_to or video.parent)).as_posix())
     size = video.stat().st_size
-    if size > 200e6:
+    if size > _PAGE_BYTES:
         raise InputError(f"{video}: {size / 1e6:.0f} MB are too many to embed in a page; "
                          "link to the file instead (--link, embed=False)")
     try: data = base64.b64encode(video.read_bytes()).decode()
@@ -249,12 +251,27 @@ def _by_video(events, path: Path) -> dict[str, list[Event]]:
     "Events by video; a bare list belongs to the video that the file is named after."
     return events if isinstance(events, dict) else {path.stem: events}
 
-# %% ../nbs/17_export.ipynb #5c410536
-def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed: bool, curves: dict) -> str:
+# %% ../nbs/17_export.ipynb #01a95cd4
+def embeddable(
+    videos: dict[str, Path],    # Files by id
+) -> set[str]:                  # Ids
+    "The videos that one page can hold, 200 MB together, in their order."
+    held: set[str] = set()
+    room = _PAGE_BYTES
+    for v, path in videos.items():
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        if size > room: continue
+        held.add(v)
+        room -= size
+    return held
+
+# %% ../nbs/17_export.ipynb #6643f4f8
+def _players_page(events: dict, path: Path, durations: dict, videos: dict, embed, curves: dict) -> str:
     "One player for each video, on one page."
+    held = set(videos if embed else ()) if isinstance(embed, bool) else embed
     def player(vid, found):
         duration = durations.get(vid) or max((e.end for e in found), default=0)
-        source = video_source(videos[vid], embed, path.parent) if vid in videos else None
+        source = video_source(videos[vid], vid in held, path.parent) if vid in videos else None
         title = vid if len(events) > 1 else ""
         own = {"events": COLORS["sail"]}
         return player_fragment({"events": found}, duration, source, title, curves.get(vid, ()), own)
@@ -289,13 +306,13 @@ def check_form(
         raise InputError(f"{path}: a subtitle file holds one video, not {n_videos}; write one file for each")
     return form
 
-# %% ../nbs/17_export.ipynb #7b32e334
+# %% ../nbs/17_export.ipynb #78532f6b
 def write_events(
     events: dict[str, list[Event]] | list[Event],   # Events by video; a bare list belongs to the file's name
     path: str | Path,                               # Where to: .json, .srt, .vtt or .html
     durations: dict[str, float] | None = None,      # Length of each video, seconds; for .json and .html
     videos: dict[str, str | Path] | None = None,    # The video files; for .html
-    embed: bool = True,                             # Put the videos into the .html page; False: link to them
+    embed=True,                                    # Put the videos into the .html page, or those of these ids
     curves: dict | None = None,                     # Masks [N,K] of each video, for .html
 ) -> None:
     "Write events in the form that the suffix of `path` names. `InputError` for a form that cannot be."
