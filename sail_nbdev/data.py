@@ -196,11 +196,13 @@ def _line_rows(text: str) -> list[dict[str, Any]]:
     sentences = [" ".join(text[m.end():end].split()).strip(" *-–—\"") for m, end in zip(ranges, ends)]
     return [{"start": m["start"], "end": m["end"], "sentence": s} for m, s in zip(ranges, sentences) if s]
 
-# %% ../nbs/02_data.ipynb #9097a74c
+# %% ../nbs/02_data.ipynb #bda5b47c
 def _answer_record(text: str, where: str) -> _Record:
-    "The record of a video from an answer; `unread` if there are no events in it."
+    "The record of a video from an answer; `unread`, and its lines as they are, if there are no events in it."
     rows = _json_rows(text) or _line_rows(text)
-    return _rows_record(rows, where) | {"unread": not rows}
+    if rows: return _rows_record(rows, where) | {"unread": False}
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return _rows_record([], where) | {"unread": True, "lines": [line for line in lines if line]}
 
 # %% ../nbs/02_data.ipynb #70b3a222
 def _record(value: Any, where: str) -> _Record:
@@ -692,19 +694,32 @@ def read_timed(
     unread = [v for v, o in annotators[0].items() if o.get("unread")]
     return Reading(name, first, rest, own, repaired, unread)
 
-# %% ../nbs/02_data.ipynb #a42e5232
+# %% ../nbs/02_data.ipynb #9df7bd40
+_VIDEO_ENDING = re.compile(r"\.(mp4|mkv|webm|avi|mov|m4v|mpe?g|m?ts|m2ts|flv|wmv|3gp|ogv|gif)$", re.I)
+
+def _of_file(
+    name: str,      # An id, or a file of a video
+) -> str:
+    "The id of a video whose file is named; another name as it is."
+    bare = _VIDEO_ENDING.sub("", name)
+    return bare.rsplit("/", 1)[-1] or name if bare != name else name
+
+# %% ../nbs/02_data.ipynb #8edc5fee
 def read_records(
     path: Any,                  # A file or folder in one of the forms, or what it holds
     form: str | None = None,    # A name in `FORMS`; seen from the shape if None
 ) -> dict[str, dict[str, Any]]:
     "The raw record of each video of an annotation file. `InputError` as for `read_annotations`."
-    return _records_of(path, form)[0][0]
+    records = _records_of(path, form)[0][0]
+    names = {v: _of_file(v) for v in records}
+    unique = len(set(names.values())) == len(names)
+    return {names[v]: o for v, o in records.items()} if unique else records
 
-# %% ../nbs/02_data.ipynb #aa01a6c3
+# %% ../nbs/02_data.ipynb #2a0769e1
 def _read_video(vid: str, record: _Record, where: str, intervals: bool) -> Video:
     "The checked video of a record; its time stamps only if `intervals`."
     place = f"{where}: video {vid}"
-    sentences = record.get("sentences")
+    sentences = record.get("lines") or record.get("sentences")
     if not isinstance(sentences, (list, tuple)): raise InputError(f"{place}: needs a list 'sentences'")
     texts = [" ".join(map(str, c)) if isinstance(c, list) else c for c in sentences]
     for c in texts:
@@ -741,16 +756,18 @@ def read_sentences(
     if not any(lines): raise InputError(f"{path}: holds no sentence")
     return {path.stem: [line for line in lines if line]}
 
-# %% ../nbs/02_data.ipynb #677fdb0c
+# %% ../nbs/02_data.ipynb #4cd71ea4
 def annotation_files(
     folder: str | Path,     # A data folder
     split: str,             # train, val, …
 ) -> list[Path]:
-    """`annotations/SPLIT.json` (or `.jsonl`), else `SPLIT_1.json`, `SPLIT_2.json`, …, one per annotator.
-    `InputError` if there is none."""
+    """`annotations/SPLIT.json` (or `.jsonl`), else `SPLIT_1.json`, `SPLIT_2.json`, …, one per annotator, else
+    the folder `annotations/SPLIT`, for train also `videos`, with a text file per video. `InputError` for none."""
     where = Path(folder)/"annotations"
     files = [p for p in (where/f"{split}.json", where/f"{split}.jsonl") if p.exists()][:1]
+    texts = [where/split] + [Path(folder)/"videos"] * (split == "train")
     files = files or sorted(where.glob(f"{split}_[0-9].json"))
+    files = files or [p for p in texts if next(p.glob("*.txt"), None)][:1]
     if not files: raise InputError(f"{where/f'{split}.json'}: no such file, and no {split}_1.json beside it")
     return files
 

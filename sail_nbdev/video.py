@@ -21,9 +21,9 @@ from .core import InputError
 from .data import read_records
 
 # %% auto #0
-__all__ = ['iter_frames', 'decode_video', 'by_id', 'find_videos']
+__all__ = ['header_seconds', 'iter_frames', 'decode_video', 'by_id', 'find_videos']
 
-# %% ../nbs/03_video.ipynb #3090e3b0
+# %% ../nbs/03_video.ipynb #5b49deb7
 def _video_stream(container, path: Path):
     "The moving pictures in `container`. `InputError` for sound alone, a still picture, text or a play list."
     kind = container.format.name
@@ -36,14 +36,14 @@ def _video_stream(container, path: Path):
     found = "sound only" if container.streams.audio else "no pictures"
     raise InputError(f"{path}: has no video stream ({found})")
 
-# %% ../nbs/03_video.ipynb #85d6eb36
+# %% ../nbs/03_video.ipynb #cabe999e
 def _check_file(path: Path) -> None:
     "`InputError` for a path that is no file with something in it."
     if path.is_dir(): raise InputError(f"{path}: is a folder, not a video")
     if not path.exists(): raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0: raise InputError(f"{path}: is empty (0 bytes)")
 
-# %% ../nbs/03_video.ipynb #60f248ac
+# %% ../nbs/03_video.ipynb #cf10a96c
 def _open(path: Path):
     "Open `path` and return (container, video stream). `InputError` says what the file is instead."
     _check_file(path)
@@ -59,7 +59,7 @@ def _open(path: Path):
         container.close()
         raise
 
-# %% ../nbs/03_video.ipynb #28753ef2
+# %% ../nbs/03_video.ipynb #a3ca4f7f
 def _packet_frames(container, stream) -> Iterator:
     "The frames of all packets that decode; it ends where no further packet can be read."
     packets = container.demux(stream)
@@ -70,7 +70,7 @@ def _packet_frames(container, stream) -> Iterator:
         except FFmpegError: continue
         yield from frames
 
-# %% ../nbs/03_video.ipynb #1eec6398
+# %% ../nbs/03_video.ipynb #9a2ae19f
 def _decoded(container, stream) -> Iterator:
     "Yield (start, end, frame) in order of presentation, in seconds of the file's own clock."
     step = float(1 / stream.average_rate) if stream.average_rate else 0.
@@ -83,14 +83,14 @@ def _decoded(container, stream) -> Iterator:
         last = start
         yield start, start + (float(f.duration * f.time_base) if f.duration else step), f
 
-# %% ../nbs/03_video.ipynb #122c38cd
+# %% ../nbs/03_video.ipynb #5886688b
 def _to_rgb(frame, size: tuple[int, int]) -> np.ndarray:
     "The frame as uint8 [H,W,3], turned as its rotation tag asks; `size` is (width, height) before turning."
     a = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
     if not frame.rotation: return a
     return np.ascontiguousarray(np.rot90(a, round(frame.rotation / 90)))
 
-# %% ../nbs/03_video.ipynb #d46e7d88
+# %% ../nbs/03_video.ipynb #b7bb30ae
 def _promised_seconds(stream) -> float:
     "The length that the header promises, 0 if it does not say."
     if stream.duration: return float(stream.duration * stream.time_base)
@@ -98,7 +98,16 @@ def _promised_seconds(stream) -> float:
     if whole.duration and not whole.streams.audio: return whole.duration / 1e6    # Matroska
     return 0.
 
-# %% ../nbs/03_video.ipynb #2e2460e1
+# %% ../nbs/03_video.ipynb #7f16026d
+def header_seconds(
+    path: str | Path,   # A file
+) -> float:
+    "Seconds of a video as its header has them; 0 if it does not say, or is no video."
+    try: container, stream = _open(Path(path))
+    except InputError: return 0.
+    with container: return _promised_seconds(stream) or (container.duration or 0) / 1e6
+
+# %% ../nbs/03_video.ipynb #1e444e74
 def _check_length(path: Path, stream, end: float) -> None:
     "Compare the seconds that were decoded with those the header promises. `InputError` for less than half."
     promised = _promised_seconds(stream)
@@ -108,7 +117,7 @@ def _check_length(path: Path, stream, end: float) -> None:
         warnings.warn(f"{path}: is cut off: only {end:.1f} s of {promised:.1f} s can be decoded; "
                       "going on with those", stacklevel=2)
 
-# %% ../nbs/03_video.ipynb #d7af26b2
+# %% ../nbs/03_video.ipynb #8b4b36ed
 def _on_grid(frames, fps: float) -> Generator[Any, None, Any]:
     "From (start, end, frame) to (grid time, frame on screen); the generator returns (first start, last end)."
     slack = 1e-6
@@ -127,7 +136,7 @@ def _on_grid(frames, fps: float) -> Generator[Any, None, Any]:
         k += 1
     return first, last
 
-# %% ../nbs/03_video.ipynb #c88aa5cc
+# %% ../nbs/03_video.ipynb #6ed5670a
 def _cpu_frames(path: Path, fps: float, container, stream) -> Iterator:
     "`iter_frames` by FFmpeg on the CPU."
     stream.thread_type = "AUTO" if path.stat().st_size > 8e6 else "NONE"    # threads cost a short clip more
@@ -148,7 +157,7 @@ def _cpu_frames(path: Path, fps: float, container, stream) -> Iterator:
         _check_length(path, stream, max(end, end - first))
     return end - first
 
-# %% ../nbs/03_video.ipynb #e5037c6f
+# %% ../nbs/03_video.ipynb #6c58fc1a
 def iter_frames(
     path: str | Path,       # Video file
     fps: float = 1.0,       # Frames to take per second
@@ -192,7 +201,7 @@ def _torchcodec_frames(make, path: Path, fps: float, stream, most: int = 64) -> 
         yield from zip(some.tolist(), video.get_frames_played_at(shown).data)
     return end - first
 
-# %% ../nbs/03_video.ipynb #2ad8e644
+# %% ../nbs/03_video.ipynb #b560c0c3
 def decode_video(
     path: str | Path,    # Video file
     fps: float = 1.0,    # Frames to take per second
@@ -207,7 +216,7 @@ def decode_video(
         times.append(time)
         frames.append(frame)
 
-# %% ../nbs/03_video.ipynb #a93e6726
+# %% ../nbs/03_video.ipynb #75075595
 def by_id(
     pairs,                  # Of id and path
 ) -> dict[str, Path]:
@@ -219,7 +228,7 @@ def by_id(
         files[id] = path
     return files
 
-# %% ../nbs/03_video.ipynb #596a372d
+# %% ../nbs/03_video.ipynb #ea58b6a7
 def _listed(path: Path) -> dict[str, Path]:
     "Files by id of a list with `id` and `path` in each line; relative paths start at the list."
     rows = read_records(path)
@@ -228,7 +237,7 @@ def _listed(path: Path) -> dict[str, Path]:
             raise InputError(f"{path}: video {v}: needs the path of its file")
     return {v: path.parent/row["path"] for v, row in rows.items()}
 
-# %% ../nbs/03_video.ipynb #f1591661
+# %% ../nbs/03_video.ipynb #a6603632
 _ENDINGS = ".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .mts .m2ts .flv .wmv .3gp .ogv .gif".split()
 
 def _videos_in(path: Path) -> list[Path]:
@@ -238,14 +247,14 @@ def _videos_in(path: Path) -> list[Path]:
     if not found: raise InputError(f"{path}: no video in this folder (looked for {' '.join(_ENDINGS)})")
     return found
 
-# %% ../nbs/03_video.ipynb #da980868
+# %% ../nbs/03_video.ipynb #be103e6e
 def _matches(path: str) -> list[Path]:
     "The file or folder `path`, or what matches the pattern. `InputError` for nothing."
     found = [Path(path)] if os.path.exists(path) else sorted(map(Path, glob.glob(path, recursive=True)))
     if found: return found
     raise InputError(f"{path}: " + ("no file matches" if glob.has_magic(path) else "no such file or folder"))
 
-# %% ../nbs/03_video.ipynb #22ef332d
+# %% ../nbs/03_video.ipynb #ae16dce4
 def find_videos(
     paths: list[str],       # Files, folders, patterns such as "clips/*.mp4", and lists `.jsonl`
 ) -> dict[str, Path]:       # Files by id
