@@ -1,4 +1,5 @@
 "Package metadata, read from settings.ini so that it is stated once."
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -13,11 +14,19 @@ def words(key):
     return cfg.get(key, "").split()
 
 
+def absolute(text):
+    "README.md for a page that shows it alone: its links to files and pictures lead to the repository."
+    def moved(m):
+        form = "raw" if m[1].startswith("!") else "blob"
+        return f'{m[1]}({cfg["git_url"]}/{form}/{cfg["branch"]}/{m[2]})'
+    return re.sub(r"(!?\[[^\]]*\])\((?![a-z]+:|#)([^)\s]+)\)", moved, text)
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=absolute(Path("README.md").read_text(encoding="utf-8")),
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
@@ -28,7 +37,6 @@ setup(
     },
     keywords=cfg["keywords"].split(),
     license_expression="Apache-2.0",
-    license_files=["LICENSE"],
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
@@ -39,10 +47,10 @@ setup(
     ],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["assets/*"]},
+    package_data={cfg["lib_name"]: ["assets/*", "py.typed"]},
     include_package_data=True,
     install_requires=words("requirements"),
-    extras_require={name: words(f"{name}_requirements") for name in ("dev", "llm", "scale", "gpu")},
+    extras_require={name: words(f"{name}_requirements") for name in ("dev", "lab", "llm", "scale", "gpu")},
     entry_points={
         "console_scripts": words("console_scripts"),
         "nbdev": [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d'],

@@ -3,6 +3,7 @@ import ast
 import html.parser
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.parse
 import zipfile
@@ -39,6 +41,7 @@ def settings():
 
 
 SETTINGS = settings()
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 COMMANDS = dict(line.split("=") for line in SETTINGS["console_scripts"].split())
 
 
@@ -105,7 +108,7 @@ def test_commands_are_installed():
 
 def test_constraints_fit_the_ranges():
     wanted = {}
-    for key in ("requirements", *(f"{extra}_requirements" for extra in ("dev", "llm", "scale", "gpu"))):
+    for key in [k for k in SETTINGS if k.endswith("requirements")]:
         for word in SETTINGS[key].split():
             req = Requirement(word)
             wanted[req.name.lower().replace("_", "-")] = req
@@ -120,11 +123,29 @@ def test_constraints_fit_the_ranges():
         for pin in pins:
             version = next(iter(pin.specifier)).version
             assert version in wanted[name].specifier, f"{pin} is outside {wanted[name]}"
-        for python in ("3.10", "3.11", "3.12", "3.13", "3.14"):
+        for python, system in itertools.product(PYTHONS, ("linux", "darwin", "win32")):
             always = Marker("python_version > '3'")
-            fits = [p for p in pins if (p.marker or always).evaluate({"python_version": python})]
+            here = {"python_version": python, "sys_platform": system}
+            fits = [p for p in pins if (p.marker or always).evaluate(here)]
             some = len(fits) == 1 or (not fits and wanted[name].marker)
-            assert some, f"{len(fits)} pins of {name} for Python {python}"
+            assert some, f"{len(fits)} pins of {name} for Python {python} on {system}"
+
+
+def test_every_requirement_has_both_bounds():
+    "Below what was seen to work, nothing; above it, not the next major version, which nobody has tried."
+    keys = ("requirements", "llm_requirements", "scale_requirements", "gpu_requirements")
+    wanted = [Requirement(word) for key in keys for word in SETTINGS[key].split()]
+    assert [str(r) for r in wanted if {s.operator for s in r.specifier} != {">=", "<"}] == []
+
+
+def test_pythons_are_the_same_everywhere():
+    workflow = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    assert re.findall(r'"(3\.\d+)"', re.search(r"python: \[(.*)\]", workflow)[1]) == PYTHONS
+    classifiers = importlib.metadata.metadata("sail_nbdev").get_all("Classifier")
+    assert [c.split()[-1] for c in classifiers if re.search(r":: 3\.\d+$", c)] == PYTHONS
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert SETTINGS["min_python"] == PYTHONS[0] and f'requires-python = ">={PYTHONS[0]}"' in project
+    assert f"{PYTHONS[0]} to {PYTHONS[-1]}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_makefile_explains_every_target():
@@ -387,18 +408,33 @@ def test_export_and_clean_change_nothing(tmp_path):
     assert changed == [], "run `make export` and commit what it changes"
 
 
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    "The source archive, and the wheel that is built from it."
+    tree = copy_tree(tmp_path_factory.mktemp("dist") / "tree")
+    shell(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tree.parent), cwd=tree)
+    return tree.parent
+
+
 @pytest.mark.slow
-def test_wheel_holds_every_module_script_and_style_and_no_notebook(tmp_path):
-    tree = copy_tree(tmp_path / "tree")
-    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir")
-    shell(*build, str(tmp_path / "dist"), cwd=tree)
-    wheel, = (tmp_path / "dist").glob("*.whl")
+def test_source_archive_holds_the_whole_repository(dist):
+    archive, = dist.glob("*.tar.gz")
+    with tarfile.open(archive) as tar: names = {n.partition("/")[2] for n in tar.getnames()}
+    assert {p.relative_to(ROOT).as_posix() for p in our_files()} - names == set()
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_script_and_style_and_no_notebook(dist):
+    wheel, = dist.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name.startswith(f"sail_nbdev-{SETTINGS['version']}-py3-none-any")
-    ours = [*(ROOT / "sail_nbdev").glob("*.py"), *(ROOT / "sail_nbdev" / "assets").iterdir()]
+    package = ROOT / "sail_nbdev"
+    ours = [*package.glob("*.py"), package / "py.typed", *(package / "assets").iterdir()]
     assert {p.relative_to(ROOT).as_posix() for p in ours} == {n for n in names if ".dist-info/" not in n}
     info = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
     assert "License-Expression: Apache-2.0" in info and any(n.endswith("LICENSE") for n in names)
+    links = re.findall(r"\]\(([^)\s]+)\)", info.partition("\n\n")[2])
+    assert [o for o in links if not re.match(r"https://|#", o)] == []
 
 
 class Page(html.parser.HTMLParser):
