@@ -65,7 +65,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1
     assert error.splitlines()[-1].endswith("workers=1 does without other processes")
-    assert "a script must call make_world below `if __name__" in error
+    assert "a script must do its work below `if __name__" in error
 
 
 @POSIX
