@@ -50,7 +50,7 @@ def sections(page):
 def test_report_is_one_page(page):
     p = check_self_contained(page)
     assert sections(p) == SECTIONS and {a["href"][1:] for a in p.all("a")} == set(SECTIONS)
-    forms = ("data:image/svg+xml;base64,", "data:image/png;base64,")
+    forms = tuple(f"data:image/{kind};base64," for kind in ("svg+xml", "png", "jpeg"))
     assert all(a["src"].startswith(forms) and a["alt"] for a in p.all("img"))
 
 

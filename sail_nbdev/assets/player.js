@@ -7,11 +7,6 @@ function toBlob(uri) {                          // Safari plays blobs, not data 
   return URL.createObjectURL(new Blob([bytes], {type: uri.slice(5, at).split(";")[0]}));
 }
 
-function readMask(text) {                       // "start end" in seconds, then percent at equal steps
-  const [start, end, ...values] = text.split(" ").map(Number);
-  return {start, end, values: values.map(v => v / 100)};
-}
-
 function readEvent(el) {
   const {start, end, mask} = el.dataset;
   return {el, start: +start, end: +end, text: el.querySelector(".sv-caption").textContent,
@@ -26,23 +21,28 @@ function readRow(list) {
 class Player {
   constructor(box) {
     const one = name => box.querySelector(name);
-    Object.assign(this, {box, one, video: one("video"), list: one(".sv-list")});
-    Object.assign(this, {slider: one(".sv-time"), tip: one(".sv-tip")});
+    Object.assign(this, {box, one, video: one("video"), list: one(".sv-list"), slider: one(".sv-time")});
     this.total = +box.dataset.duration;
     this.still = 0;                             // the time of a player without a video
     this.touched = -1e9;
     this.rows = [...box.querySelectorAll(".sv-row")].map(readRow);
-    this.rowOf = new Map(this.rows.flatMap(row => row.events.map(e => [e, row])));
-    this.eventOf = new Map([...this.rowOf.keys()].map(e => [e.el, e]));
+    this.eventOf = new Map(this.rows.flatMap(row => row.events.map(e => [e.el, e])));
     this.lines = [...box.querySelectorAll(".sv-now span")];
-    const told = (what, value) => this.told(what, value);
-    this.timeline = new Timeline(one(".sv-canvas"), one(".sv-map"), this.rows, this.total, told);
+    this.timeline = new Timeline(box, (what, value) => this.told(what, value));
+    this.timeline.setRows(this.rows, this.total);
+    this.showStrip(one(".sv-strip"));
     box.classList.toggle("many", this.eventOf.size > 24);
-    this.open(this.rows[this.rows.length - 1]);
+    this.open(this.rows.find(row => row.name === box.dataset.main));
     if (this.video) this.watch(this.video);
     this.listenList();
     this.listenTools();
     this.show();
+  }
+
+  async showStrip(image) {
+    if (!image) return;
+    await image.decode();
+    this.timeline.setStrip(image, +image.dataset.count);
   }
 
   // -- time
@@ -127,7 +127,7 @@ class Player {
     this.timeline.chosen?.el.setAttribute("aria-selected", "false");
     this.timeline.chosen = e;
     e.el.setAttribute("aria-selected", "true");
-    this.open(this.rowOf.get(e));
+    this.open(e.row);
     this.stop(e);
     this.scrollTo(e.el);
   }
@@ -203,20 +203,9 @@ class Player {
       this.jump(value);
       this.play();
     }
-    if (what === "hover") this.point(value);
     if (what === "view") this.box.classList.toggle("zoomed", this.timeline.zoomed);
     return what === "wheel" && (boxes.length === 1 || this.box.contains(document.activeElement));
   }
-  point({event, x, y}) {                        // the caption beside the pointer
-    this.tip.hidden = !event;
-    if (!event) return;
-    const times = `${clock(event.start, this.total)}–${clock(event.end, this.total)}`;
-    const facts = [this.rowOf.get(event).name, times, event.sure && `confidence ${event.sure}`];
-    this.write(this.tip.firstChild, facts.filter(Boolean).join("  ·  "));
-    this.write(this.tip.lastChild, event.text);
-    this.tip.style.transform = `translate(${clamp(x - 20, 0, Math.max(0, this.timeline.width - 260))}px,${y + 18}px)`;
-  }
-
   key(e) {
     const by = e.shiftKey ? 5 : 1;
     const act = {" ": () => this.toggle(), n: () => this.step(1), p: () => this.step(-1),

@@ -1,5 +1,5 @@
 // Rows of events over time, drawn on one canvas; player.js and explorer.js stand on it. Times are seconds.
-const AXIS = 24, LABEL = 16, MASKS = 56, MAP = 26, MOST_LANES = 8, EDGE = 4, SHORTEST_VIEW = 2;
+const AXIS = 24, LABEL = 16, MASKS = 56, MAP = 26, STRIP = 44, MOST_LANES = 8, EDGE = 4, SHORTEST_VIEW = 2;
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200];
 const clamp = (value, least, most) => Math.max(least, Math.min(most, value));
 
@@ -23,22 +23,34 @@ function layLanes(events) {                     // each event in the first lane 
 const covers = (e, t) => e.start <= t && (t < e.end || t === e.start);
 const shortest = events => events.reduce((a, b) => !a || b.end - b.start < a.end - a.start ? b : a, null);
 
+function readMask(text) {                       // "start end" in seconds, then percents at equal steps
+  const [start, end, ...values] = text.split(" ").map(Number);
+  return {start, end, values: values.map(v => v / 100)};
+}
+
 class Timeline {
-  // rows: [{name, color, events: [{start, end, text, mask?: {start, end, values}}]}]; tell(what, value) is called
-  // with "seek" t, "pick" event, "hover" event or null with the pointer's place, "view"
-  constructor(canvas, map, rows, total, tell) {
-    Object.assign(this, {canvas, map, rows, total, tell, from: 0, to: total, time: 0, width: 0});
+  // `box` holds .sv-canvas, .sv-map and .sv-tip. `tell(what, value)` is called with "seek" and a time, "pick" and an
+  // event, "view"; it answers "wheel" (may a wheel alone zoom?) and "grip" (does a drag from here move an event?),
+  // and is then told "drag" and "drop"
+  constructor(box, tell) {
+    const [canvas, map, tip] = ["canvas", "map", "tip"].map(name => box.querySelector(".sv-" + name));
+    Object.assign(this, {canvas, map, tip, tell, rows: [], from: 0, to: 1, total: 1, time: 0, width: 1});
     Object.assign(this, {hot: null, chosen: null, found: null, strip: null, fingers: new Map(), touched: -1e9});
+    this.listen();
+    new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
+    matchMedia("(prefers-color-scheme:dark)").addEventListener("change", () => this.resize());
+  }
+
+  // rows: [{name, color, events: [{start, end, text, sure?, mask?: {start, end, values}}]}]
+  setRows(rows, total) {
     for (const row of rows) {
+      for (const e of row.events) e.row = row;
       row.lanes = layLanes(row.events);
       row.lane = row.lanes > 4 ? 15 : 22;       // pixels
       row.longestFirst = [...row.events].sort((a, b) => b.end - b.start - (a.end - a.start));
     }
-    this.masked = rows.flatMap(row => row.events.filter(e => e.mask).map(e => ({e, color: row.color})));
-    this.arrange();
-    this.listen();
-    new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
-    matchMedia("(prefers-color-scheme:dark)").addEventListener("change", () => this.resize());
+    if (total !== this.total) Object.assign(this, {from: 0, to: total});
+    Object.assign(this, {rows, total, hot: null, masked: rows.flatMap(row => row.events.filter(e => e.mask))});
     this.resize();
   }
 
@@ -66,6 +78,7 @@ class Timeline {
   resize() {
     this.arrange();
     this.width = Math.max(1, this.canvas.parentElement.clientWidth);
+    if (!this.rows.length) return;
     this.canvas.style.height = this.height + "px";
     this.canvas.parentElement.style.height = this.height + "px";
     const style = getComputedStyle(this.canvas);
@@ -79,7 +92,8 @@ class Timeline {
     this.redraw();
   }
 
-  setStrip(image, count, height) {              // `count` frames side by side, of equal parts of the video
+  setStrip(image, count) {                      // `count` frames side by side, of equal parts of the video
+    const height = STRIP;
     this.strip = {image, count, height, width: image.width / count * height / image.height};
     this.resize();
   }
@@ -124,7 +138,7 @@ class Timeline {
   }
   maskAt(x, y) {
     if (y < this.maskTop) return null;
-    return shortest(this.masked.map(m => m.e).filter(e => covers(e, this.t(x))));
+    return shortest(this.masked.filter(e => covers(e, this.t(x))));
   }
 
   // -- drawing: once a frame at most, and only what the view holds
@@ -163,7 +177,8 @@ class Timeline {
   }
 
   drawAxis() {
-    const {pen} = this, step = STEPS.find(s => s / this.span * this.width > 68) || Math.ceil(this.span / 7);
+    const {pen} = this, room = pen.measureText(clock(this.total, this.total)).width + 24;
+    const step = STEPS.find(s => s / this.span * this.width > room) || Math.ceil(this.span / 4);
     for (let t = Math.ceil(this.from / step) * step; t <= this.to; t += step) {
       const label = clock(t, this.total), x = this.x(t), wide = pen.measureText(label).width;
       pen.fillStyle = this.ink.soft;
@@ -230,19 +245,19 @@ class Timeline {
   }
 
   drawMasks() {                                 // pale, but for those that are playing, chosen or under the pointer
-    const strong = m => this.strength(m.e) > .5, within = m => m.e.mask.end >= this.from && m.e.mask.start <= this.to;
-    const shown = this.masked.filter(within), crowded = shown.length > this.width / 16;
-    this.drawLabel("masks", this.masked[0].color, this.maskTop - LABEL / 2);
+    const shown = this.masked.filter(e => e.mask.end >= this.from && e.mask.start <= this.to);
+    const strong = e => this.strength(e) > .5, crowded = shown.length > this.width / 16;
+    this.drawLabel("masks", this.masked[0].row.color, this.maskTop - LABEL / 2);
     this.pen.fillStyle = this.ink.track;
     this.pen.fillRect(0, this.maskTop, this.width, MASKS);
-    for (const m of shown) if (!strong(m)) this.drawMask(m, crowded ? .16 : .1, crowded ? 0 : .5, 1);
-    for (const m of shown) if (strong(m)) this.drawMask(m, .5, 1, 2);
+    for (const e of shown) if (!strong(e)) this.drawMask(e, crowded ? .16 : .1, crowded ? 0 : .5, 1);
+    for (const e of shown) if (strong(e)) this.drawMask(e, .5, 1, 2);
   }
-  drawMask({e, color}, fill, line, wide) {
-    const {pen} = this, {start, end, values} = e.mask, low = this.maskTop + MASKS;
+  drawMask({row, mask}, fill, line, wide) {
+    const {pen} = this, {start, end, values} = mask, low = this.maskTop + MASKS;
     const path = new Path2D(), step = (end - start) / Math.max(1, values.length - 1);
     values.forEach((v, i) => path.lineTo(this.x(start + i * step), low - v * (MASKS - 4)));
-    pen.strokeStyle = pen.fillStyle = color;
+    pen.strokeStyle = pen.fillStyle = row.color;
     pen.lineWidth = wide;
     pen.globalAlpha = line;
     pen.stroke(path);
@@ -326,7 +341,8 @@ class Timeline {
     const by = e.offsetX - this.pressed.x;
     if (Math.abs(by) > EDGE) this.pressed.moved = true;
     const t = clamp(this.t(e.offsetX), 0, this.total);
-    if (this.grip) this.tell("drag", t);
+    if (this.grip && this.pressed.moved) this.tell("drag", t);
+    else if (this.grip) return;
     else if (this.pressed.y < AXIS) this.tell("seek", t);
     else if (this.pressed.moved) this.look(this.pressed.from - by / this.width * this.span, this.span);
   }
@@ -341,7 +357,7 @@ class Timeline {
   release(e, clicked) {
     this.fingers.delete(e.pointerId);
     const {x, y, moved} = this.pressed;
-    if (this.grip) this.tell("drop");
+    if (this.grip && moved) this.tell("drop");
     else if (clicked && !moved && y >= AXIS) this.click(x, y);
     this.grip = null;
     this.pressed.moved = true;                  // the finger that stays does not click
@@ -360,7 +376,15 @@ class Timeline {
     this.canvas.style.cursor = found ? "pointer" : y < AXIS ? "ew-resize" : this.zoomed ? "grab" : "default";
     if (found !== this.hot) this.redraw();
     this.hot = found;
-    this.tell("hover", {event: found, x, y});
+    this.tip.hidden = !found;
+    if (found) this.showTip(found, x, y);
+  }
+  showTip(e, x, y) {                            // the caption beside the pointer
+    const times = `${clock(e.start, this.total)}–${clock(e.end, this.total)}`;
+    const facts = [e.row.name, times, e.sure && `confidence ${e.sure}`];
+    this.tip.firstChild.textContent = facts.filter(Boolean).join("  ·  ");
+    this.tip.lastChild.textContent = e.text;
+    this.tip.style.transform = `translate(${clamp(x - 20, 0, Math.max(0, this.width - 260))}px,${y + 18}px)`;
   }
 
   pressMap(e) {
