@@ -251,11 +251,13 @@ def sail_predict(
     print(f"{sum(map(len, events.values()))} events of {len(events)} videos in {path}")
     return 0
 
-# %% ../nbs/24_commands.ipynb #a021ef57
+# %% ../nbs/24_commands.ipynb #cf328498
 def _mask_curves(run, events: dict) -> dict:
     "The masks of the events of each video, of the run's own family, as the page draws them."
+    from sail_nbdev.export import mask_points
     from sail_nbdev.masks import event_masks
-    return {v: event_masks(found, run.config.localizer) for v, found in events.items()}
+    localizer = run.config.localizer
+    return {v: event_masks(found, localizer, n_frames=mask_points(found)) for v, found in events.items()}
 
 # %% ../nbs/24_commands.ipynb #3550a930
 def _print_events(events: dict) -> None:
@@ -462,7 +464,7 @@ def sail_ablate(
     print(write_summaries(rows, folder))
     return 0
 
-# %% ../nbs/24_commands.ipynb #48b9a327
+# %% ../nbs/24_commands.ipynb #ea1c1acb
 @command
 def sail_report(
     sources: Param("Run folders, or a demo folder, and prediction files of other systems", str, nargs="+"),
@@ -475,7 +477,7 @@ def sail_report(
     path = check_page(out)
     material = read_material(*_as_list(sources), data=data)
     score_missing(material)
-    write_text(path, report_html(material))
+    write_text(path, report_html(material, folder=path.parent))
     for name, lines in material.notes.items(): print(f"{name}: {'; '.join(lines)}")
     for name, why in material.unscored.items():
         print(f"sail_report: {name} is not scored: {why}", file=sys.stderr)
