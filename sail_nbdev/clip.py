@@ -74,12 +74,15 @@ def _answers(
     except (OSError, ValueError): return False
     return True
 
-# %% ../nbs/04_clip.ipynb #3522c1a0
+# %% ../nbs/04_clip.ipynb #2a7c459f
 @contextmanager
-def hub_or_cache():
+def hub_or_cache(
+    name: str | Path | None = None,     # What is wanted; for a file or folder nobody is asked
+):
     "Inside the block the hub is asked if it answers within 5 seconds; if not, only its local cache is."
     offline = hub.HF_HUB_OFFLINE
-    if not offline: hub.HF_HUB_OFFLINE = not _answers(hub.ENDPOINT, int(time.monotonic() // 60))
+    local = name is not None and Path(name).exists()
+    if not offline: hub.HF_HUB_OFFLINE = local or not _answers(hub.ENDPOINT, int(time.monotonic() // 60))
     try: yield
     finally: hub.HF_HUB_OFFLINE = offline
 

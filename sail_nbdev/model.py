@@ -18,6 +18,7 @@ from torch import nn
 
 from .alignment import NEVER, caption_scores, expected_events, posterior
 from .captioner import FULL, MASK, Captioner, load_tokenizer, train_tokenizer
+from .clip import hub_or_cache
 from .config import Config
 from .core import InputError, atomic_path, write_text
 from .data import Batch
@@ -307,7 +308,8 @@ def run_folder(
     path = Path(name)
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)): return path
     patterns = ["*.json", "*.safetensors", "README.md"]
-    try: return Path(snapshot_download(str(name), allow_patterns=patterns))
+    try:
+        with hub_or_cache(): return Path(snapshot_download(str(name), allow_patterns=patterns))
     except Exception as e:
         raise InputError(f"{name}: not a run folder, nor a model that can be fetched from the hub "
                          f"({type(e).__name__})") from None

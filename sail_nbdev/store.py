@@ -103,13 +103,14 @@ def _check_text_tower(store: FeatureStore) -> None:
                      "L_sim, L_aug and SAIL+ are out of reach; train with --method ilcacm or uniform, "
                      "or take features of a CLIP model")
 
-# %% ../nbs/05_store.ipynb #3b11ee15
+# %% ../nbs/05_store.ipynb #c302f84c
 @patch
 def note_encoder(self: FeatureStore, encoder: Encoder) -> None:
     "Remember where the encoder lies that fills this store, if it is in a folder or a file."
     build = getattr(encoder, "build", {})
-    found = {k: Path(v).resolve() for k in ("model", "pretrained") if (v := build.get(k)) and Path(v).exists()}
     here = self.folder.resolve()
+    named = {k: build[k] for k in ("model", "pretrained") if build.get(k)}
+    found = {k: Path(v).resolve() for k, v in named.items() if Path(v).exists()}
     places = {k: [os.path.relpath(path, here), str(path)] for k, path in found.items()}
     if places == self.places: return
     self.places = places
@@ -730,7 +731,7 @@ def encoder_of(
     raise InputError(f"{store.folder}: was made by a model of one's own, which does not lie in "
                      f"{' or '.join(looked)}; copy it there")
 
-# %% ../nbs/05_store.ipynb #4b04b73d
+# %% ../nbs/05_store.ipynb #a6e9cd92
 def encoder_note(
     store: FeatureStore,    # Of frames
 ) -> str | None:
@@ -747,8 +748,8 @@ def encoder_note(
     if store.encoder_place() and made_here:
         encoder = Encoder(model, pretrained, "cpu", dtype_of(store.meta))
         if encoder.meta["weights"] != store.meta["weights"]:
-            raise InputError(f"{store.folder}: was not made by the encoder in {model}, whose weights are others; "
-                             "make the features again, or put back the encoder that made them")
+            raise InputError(f"{store.folder}: was not made by the encoder in {model}, whose weights are "
+                             "others; make the features again, or put back the encoder that made them")
     return None
 
 # %% ../nbs/05_store.ipynb #ba47ddad

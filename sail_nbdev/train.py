@@ -464,15 +464,17 @@ _SUMMED = ("synthetic.json", "features/store.json", "text/store.json", "syntheti
 
 def _data_sums(data: Path) -> dict[str, str]:
     "SHA-256 of the small files that training reads."
-    files = [annotation_files(data, "train")[0], *(data/f for f in _SUMMED)]
-    return {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.exists()}
+    files = [p for p in (annotation_files(data, "train")[0], *(data/f for f in _SUMMED)) if p.is_file()]
+    return {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 # %% ../nbs/15_train.ipynb #5e50fb5e
 def _encoder_settings(data: Path, out: Path) -> dict:
-    "What made the features, `folder` from the run to an encoder beside them, and `window` in seconds."
-    meta = dict(open_store(data, "features").meta)
-    clip = data/"clip"
-    if clip.is_dir(): meta["folder"] = os.path.relpath(clip.resolve(), out.resolve())
+    "What made the features, the place of an encoder that is a `folder` or a `file`, and `window` in seconds."
+    store = open_store(data, "features")
+    meta = dict(store.meta)
+    for part, place in store.encoder_place().items():
+        name = {"model": "folder", "pretrained": "file"}[part]
+        meta |= {name: os.path.relpath(place, out.resolve()), "absolute": str(place)}
     videos = read_annotations(annotation_files(data, "train")[0])
     seconds = [o.duration for o in videos.values() if o.duration]
     if seconds: meta["window"] = round(float(np.quantile(seconds, .95, method="higher")), 2)
