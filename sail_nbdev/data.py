@@ -34,7 +34,7 @@ from .core import read_json, read_lines, read_text, some_of, write_json
 __all__ = ['NO_CAPTION', 'FORMS', 'READABLE', 'clean_caption', 'bare_id', 'Matching', 'match_ids', 'Reading', 'record_seconds',
            'read_timed', 'read_records', 'read_annotations', 'read_sentences', 'annotation_files', 'out_of_order',
            'annotation_stats', 'plot_stats', 'read_predictions', 'predictions_json', 'write_predictions',
-           'sample_frames', 'pad_rows', 'Batch', 'DeviceData', 'batches', 'derive_settings', 'plain_preset']
+           'sample_frames', 'pad_rows', 'Batch', 'send', 'DeviceData', 'batches', 'derive_settings', 'plain_preset']
 
 # %% ../nbs/02_data.ipynb #415b02d0
 NO_CAPTION = "None."    # the text of a video without captions (released code)
@@ -898,6 +898,20 @@ def to(self: Batch, device: Any, dtype: torch.dtype | None = None) -> Batch:
         return t.to(device, dtype if t.is_floating_point() else None)
     return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
+# %% ../nbs/02_data.ipynb #76d77671
+def send(
+    arrays: Iterable[Any],          # Of whole numbers, on the host
+    device: Any,
+) -> list[torch.Tensor]:            # int64, of the same shapes
+    "Arrays of whole numbers as tensors on `device`, in one copy that nobody waits for."
+    whole = [np.asarray(a, np.int64) for a in arrays]
+    flat = torch.from_numpy(np.concatenate([a.ravel() for a in whole]))
+    device = torch.device(device)
+    if device.type in ("cpu", "mps"): there = flat.to(device)
+    else: there = flat.pin_memory().to(device, non_blocking=True)
+    parts = there.split([a.size for a in whole])
+    return [part.view(a.shape) for part, a in zip(parts, whole)]
+
 # %% ../nbs/02_data.ipynb #445bcd50
 def _put(frames: np.ndarray, device: str, resident: bool | None) -> torch.Tensor:
     "`frames` as a tensor on `device` if they fit, else in pinned memory; on the CPU as they are."
@@ -995,15 +1009,17 @@ def _segments(captions: _Captions, segments: dict[str, Any]) -> torch.Tensor:
 def __len__(self: DeviceData) -> int:
     return len(self.ids)
 
-# %% ../nbs/02_data.ipynb #db2237f0
+# %% ../nbs/02_data.ipynb #d5941d16
 @patch
 def batch(self: DeviceData, index: list[int]) -> Batch:
     "The batch of the videos at `index`, padded to its own longest caption list."
     ids = [self.ids[i] for i in index]
     n = max(len(self.captions[v]) for v in ids)
-    i = torch.as_tensor(index, device=self.device)
+    i, = send([index], self.device)
     if self.frames.device == i.device: frames = self.frames.index_select(0, i)
-    else: frames = self.frames.index_select(0, i.cpu()).pin_memory().to(self.device, non_blocking=True)
+    else:
+        rows = self.frames.index_select(0, torch.tensor(index))
+        frames = rows.pin_memory().to(self.device, non_blocking=True)
     segments = None if self.segments is None else self.segments[i, :n]
     return Batch(ids, [self.captions[v] for v in ids], frames.float(), self.valid[i, :n], self.texts[i, :n],
                  self.synthetic_texts[i, :n - 1], self.inter_valid[i, :n - 1], segments)
