@@ -38,10 +38,10 @@ $(VENV)/.sail: $(META) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.sail-lab: $(VENV)/.sail-dev
+$(VENV)/.sail-lab: $(VENV)/.sail-dev .ci/jupyter_server_config.py
 	@echo "installing JupyterLab into $(VENV) (30 MB)"
 	$(PIP) -e '.[lab]'
-	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name python3
+	@mkdir -p $(VENV)/etc/jupyter && cp .ci/jupyter_server_config.py $(VENV)/etc/jupyter/
 	@touch $@
 
 $(VENV)/.sail-dev: $(META) | $(BIN)/python

@@ -75,14 +75,22 @@ def table(obj, params, result):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def source_link(plain, name):
+    "Address of the lines of an object in the repository, or nothing where it has none."
+    link = NbdevLookup().code(f"{getattr(plain, '__module__', '')}.{name}")
+    if not link: return ""
+    try: lines, first = inspect.getsourcelines(plain)
+    except (OSError, TypeError): return link.partition("#")[0]
+    return f"{link.partition('#')[0]}#L{first}-L{first + len(lines) - 1}"
+
+
 class ApiTable(BasicMarkdownRenderer):
     "Stands in for nbdev's renderer while the site is built."
 
     def _repr_markdown_(self):
         obj = exported(self.nm) or self.sym
         plain = inspect.unwrap(obj) if callable(obj) else obj
-        full = f"{getattr(plain, '__module__', '')}.{self.nm}"
-        source = NbdevLookup().code(full)
+        source = source_link(plain, self.nm)
         link = f'[source]({source}){{style="float:right; font-size:smaller"}}\n\n' if source else ""
         text = f"---\n\n{link}{'#' * self.title_level} {self.nm}\n\n"
         try: sig = inspect.signature(plain)

@@ -1,6 +1,7 @@
 "Build the site into _docs/: with Quarto where it is installed, else with smalldocs, which needs only Python."
 import ast
 import html
+import json
 import os
 import re
 import shutil
@@ -59,13 +60,79 @@ def mathml(page):
     return failed
 
 
+FOLD = """<button type="button" class="all-lines" onclick="{
+const folds = [...document.querySelectorAll('details.code-fold')], open = folds.some(o => !o.open)
+folds.forEach(o => o.open = open)
+this.textContent = open ? 'Fold all exported lines' : 'Show all exported lines'
+}">Show all exported lines</button>"""
+
+
+def opening(path, settings):
+    "Markdown for the top of the page of a notebook: its link to Colab, and what shows all exported lines."
+    repo = "/".join(settings["git_url"].split("/")[-2:])
+    colab = f"https://colab.research.google.com/github/{repo}/blob/{settings['branch']}/nbs/{path.as_posix()}"
+    return f'[Open in Colab]({colab} "Run this page in a notebook of Google Colab"){{.colab}}'
+
+
+def prepare(notebook, proc, settings):
+    "In a processed notebook: exported lines folded below the table that nbdev made; links at the top."
+    path = notebook.relative_to(proc)
+    nb = json.loads(notebook.read_text(encoding="utf-8"))
+    folded = 0
+    for cell in nb["cells"]:
+        source = "".join(cell["source"])
+        if "#| code-fold: show" not in source: continue
+        folded += 1
+        cell["source"] = source.replace("#| code-fold: show", "#| code-fold: true")
+    links = [opening(path, settings)] if path.stem[:2].isdigit() or path.parts[0] == "tutorials" else []
+    if folded: links.append(f"```{{=html}}\n{FOLD}\n```")
+    for at, text in enumerate(links, 1):
+        cell = {"cell_type": "markdown", "id": f"opening-{at}", "metadata": {}, "source": text}
+        nb["cells"].insert(at, cell)
+    notebook.write_text(json.dumps(nb, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def inside(page, site, settings):
+    "Links to the site's own address become links between its files: nbdev names pages without their numbers."
+    base = settings["doc_host"] + settings["doc_baseurl"] + "/"
+    named = {re.sub(r"^\d+[a-z]?_", "", p.name): p.name for p in site.glob("*.html")}
+
+    def moved(match):
+        target = site / match[1].replace(Path(match[1]).name, named.get(match[1], Path(match[1]).name))
+        if not target.exists(): return match[0]
+        return os.path.relpath(target, page.parent).replace(os.sep, "/")
+    text = page.read_text(encoding="utf-8")
+    new = re.sub(rf"{re.escape(base)}([\w/.-]+\.html)(?=[#\"\')])", moved, text)
+    if new != text: page.write_text(new, encoding="utf-8")
+
+
+def without_fonts(style):
+    "A stylesheet that fetches no font from elsewhere: the page is read in those of the machine."
+    text = style.read_text(encoding="utf-8")
+    style.write_text(re.sub(r"@import\s*url\([\"']?https?:[^)]*\)\s*;", "", text), encoding="utf-8")
+
+
+def beside(site):
+    "The Markdown of each page beside it, under the name that nbdev's sites give it: page.html.md."
+    for page in site.rglob("*.llms.md"):
+        page.rename(page.with_name(page.name.replace(".llms.md", ".html.md")))
+    for path in [site / "llms.txt", *site.rglob("*.html.md")]:
+        if not path.exists(): continue
+        text = path.read_text(encoding="utf-8").replace(".llms.md", ".html.md")
+        text = re.sub(r"```\{=html\}\n.*?\n```\n*|<!-- WARNING.*?-->\n*", "", text, flags=re.S)
+        path.write_text(re.sub(r"(?<=\))\{(?:style=|\.)[^}\n]*\}", "", text), encoding="utf-8")
+
+
 def build():
     "Process the notebooks into _proc/, then render that into _docs/."
     os.chdir(ROOT)
     import nbdev.processors
     import nbdev.showdoc
     from api_tables import ApiTable
+    from nbdev.config import get_config
     from nbdev.serve import proc_nbs
+
+    settings = get_config().d
 
     nbdev.showdoc.BasicMarkdownRenderer = ApiTable
     plain = nbdev.processors._do_eval
@@ -74,6 +141,8 @@ def build():
     config = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     sidebar = config["website"]["sidebar"]
     sidebar["contents"] = present(sidebar["contents"], proc)
+    for notebook in proc.rglob("*.ipynb"): prepare(notebook, proc, settings)
+    config["website"]["llms-txt"] = True
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (proc / "_quarto.yml").write_text(text, encoding="utf-8")
 
@@ -88,6 +157,9 @@ def build():
     if not shutil.which("quarto"):
         for page in sorted(site.rglob("*.html")):
             for line in mathml(page): print("maths left as TeX:", line, file=sys.stderr)
+    beside(site)
+    for style in site.rglob("*.css"): without_fonts(style)
+    for page in [*site.rglob("*.html"), *site.rglob("*.html.md")]: inside(page, site, settings)
     shutil.rmtree(ROOT / "_docs", ignore_errors=True)
     shutil.move(site, ROOT / "_docs")
 
