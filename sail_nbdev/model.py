@@ -28,7 +28,7 @@ from .losses import alignment_loss, diversity_loss, inter_caption_loss, layout_l
 from .masks import MASKS, hard_mask, inter_layout
 
 # %% auto #0
-__all__ = ['VERSION', 'Sail', 'model_card', 'load_weights', 'run_folder']
+__all__ = ['VERSION', 'Sail', 'model_card', 'read_tensors', 'load_weights', 'run_folder']
 
 # %% ../nbs/14_model.ipynb #216d277e
 class Sail(nn.Module):
@@ -280,16 +280,19 @@ def _shapes(
         raise InputError(f"{path}: written in form {form or 'unknown'}, this version reads form {VERSION}")
     return shapes
 
-# %% ../nbs/14_model.ipynb #6a0b6c9b
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    "The tensors of a weights file. `InputError` if it is torn, or if one holds what is not a number."
-    try: weights = load_file(str(path))
+# %% ../nbs/14_model.ipynb #ad4ce02b
+def read_tensors(
+    path: str | Path,   # A safetensors file
+) -> dict[str, torch.Tensor]:
+    "The tensors of a file. `InputError` if it is missing or torn, or if one holds what is not a number."
+    if not Path(path).is_file(): raise InputError(f"{path}: no such file")
+    try: tensors = load_file(str(path))
     except (SafetensorError, OSError) as e: raise InputError(f"{path}: cannot be read ({e})") from None
-    for name, value in weights.items():
+    for name, value in tensors.items():
         if not value.isfinite().all(): raise InputError(f"{path}: {name} holds a value that is not finite")
-    return weights
+    return tensors
 
-# %% ../nbs/14_model.ipynb #3c09a5b2
+# %% ../nbs/14_model.ipynb #7bbea1cf
 def load_weights(
     model: Sail,            # Of the same configuration
     folder: str | Path,     # What `save_pretrained` wrote
@@ -303,7 +306,7 @@ def load_weights(
         if wanted.get(k) != stored.get(k):
             raise InputError(f"{path}: does not fit the configuration: "
                              f"{k} is {stored.get(k, 'missing')} there and {wanted.get(k, 'missing')} here")
-    model.load_state_dict(_read_weights(path), strict=False)        # without the second names
+    model.load_state_dict(read_tensors(path), strict=False)        # without the second names
 
 # %% ../nbs/14_model.ipynb #a9d5441d
 def run_folder(

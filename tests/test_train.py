@@ -22,8 +22,8 @@ import sail_nbdev.train
 from sail_nbdev.config import Config
 from sail_nbdev.core import InputError, read_json, write_json
 from sail_nbdev.model import Sail
-from sail_nbdev.train import _draw_curves, _load_validation, stage1_settings, take_over, train
-from sail_nbdev.train import training_settings, validation_loss
+from sail_nbdev.train import _draw_curves, _load_validation, _open_log, read_log, stage1_settings, take_over
+from sail_nbdev.train import train, training_settings, validation_loss
 
 TINY = {"data.feature_dim": 12, "data.n_frames": 9, "data.max_captions": 4, "localizer.n_queries": 4,
         "captioner.d_model": 16, "captioner.n_heads": 2, "captioner.encoder_ffn": 24,
@@ -64,7 +64,7 @@ def same_weights(a, b):
 
 
 def same_run(a, b):
-    same_weights(a, b)
+    assert (a/"model.safetensors").read_bytes() == (b/"model.safetensors").read_bytes()
     assert (a/"log.jsonl").read_text() == (b/"log.jsonl").read_text()
 
 
@@ -191,41 +191,77 @@ def test_moments_are_kept_by_name(tmp_path, data):
     assert {k.rsplit(".", 1)[1] for k in keys} == {"step", "exp_avg", "exp_avg_sq"}
 
 
-LIMITED = SCRIPT.replace("import sys, time", "import resource, signal, sys, time").replace("go_on =", """
+FULL_DISK = """
+import resource, signal, sys
+from sail_nbdev.config import Config
+from sail_nbdev.train import train
+config, data, out, limit, minutes = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-go_on =""")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+go_on = dict(resume=True, device="cpu", progress=False, checkpoint_minutes=float(minutes))
+train(Config.load(config), data, out, **go_on)
+"""
+
+
+def on_a_full_disk(tmp_path, data, out, limit, minutes):
+    "Go on where no file can grow beyond `limit` bytes; returns the last line of the error."
+    tiny().save(tmp_path/"c.json")
+    options = map(str, (tmp_path/"c.json", data, out, limit, minutes))
+    r = subprocess.run([sys.executable, "-c", FULL_DISK, *options], capture_output=True, text=True)
+    assert r.returncode == 1, r.stderr
+    return r.stderr.splitlines()[-1]
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
     "Files may grow to 20 kB only: the next checkpoint cannot be written. Later there is room."
     out = tmp_path/"run"
-    tiny().save(tmp_path/"c.json")
     interrupted(data, out, 4)
     before = names(out/"checkpoints")
-    command = [sys.executable, "-c", LIMITED, str(tmp_path/"c.json"), str(data), str(out)]
-    r = subprocess.run(command, capture_output=True, text=True)
-    for words in ("InputError", "cannot be written", "--resume goes on from them"):
-        assert words in r.stderr, r.stderr[-1500:]
+    error = on_a_full_disk(tmp_path, data, out, 20_000, 0)
+    for words in ("InputError", "cannot be written", "--resume goes on from them"): assert words in error
     assert names(out/"checkpoints") == before == ["00000003", "00000004"]
     go_on(data, out)
     same_run(alone, out)
 
 
-def test_a_torn_last_line_of_the_log_is_cut(tmp_path, data, alone):
+def test_a_disk_that_fills_in_the_middle_of_an_epoch(tmp_path, data, alone):
+    "The last line of the log is torn; with room again the run ends in the same bits."
     out = tmp_path/"run"
     interrupted(data, out, 4)
-    with (out/"log.jsonl").open("a") as f: f.write('{"stage": 1, "epo')
-    with pytest.warns(UserWarning, match="log.jsonl: the last line is torn and was cut"): go_on(data, out)
-    same_run(alone, out)                                            # also the curves at the end read the log
+    error = on_a_full_disk(tmp_path, data, out, log_size(out) + 40, 10)
+    assert error.endswith("log.jsonl: cannot be written (File too large)")
+    assert not (out/"log.jsonl").read_bytes().endswith(b"\n")
+    with pytest.warns(UserWarning, match="log.jsonl: line 5 is torn, .* was cut"): go_on(data, out)
+    same_run(alone, out)
 
 
-def test_a_torn_line_in_the_middle_of_the_log_is_named(tmp_path, data):
+DAMAGE = {"half a row": b'{"stage": 1, "epo', "zeros": bytes(200), "no object": b"[3]\n",
+          "no UTF-8": b"\xff\xfe{}\n", "no step": b'{"stage": 1, "epoch": 0}\n', "nested": b"[" * 100_000}
+
+
+@pytest.mark.parametrize("tail", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_end_of_the_log_is_cut(tmp_path, alone, tail):
+    path = tmp_path/"log.jsonl"
+    whole = (alone/"log.jsonl").read_bytes()
+    path.write_bytes(whole + tail)
+    with pytest.warns(UserWarning, match=f"line {UPDATES + 1} is torn, or no row, and was cut"):
+        append = _open_log(path, UPDATES)
+    assert path.read_bytes() == whole
+    append({"stage": 2, "epoch": 2, "step": UPDATES})
+    assert len(read_log(path)) == UPDATES + 1
+
+
+def test_a_damaged_log_does_not_end_a_run(tmp_path, data, alone):
+    "A line in the middle is cut, and it is said that an update has no row. The weights do not depend on it."
     out = tmp_path/"run"
     interrupted(data, out, 4)
     lines = (out/"log.jsonl").read_text().splitlines()
     (out/"log.jsonl").write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]) + "\n")
-    with pytest.raises(InputError, match="log.jsonl: line 2 is not JSON"): go_on(data, out)
+    with pytest.warns(UserWarning) as said: go_on(data, out)
+    words = " ".join(str(w.message) for w in said)
+    assert "line 2 is torn" in words and "has no row of 1 of the 4 updates" in words
+    same_weights(alone, out)
+    assert [r["step"] for r in log(out)] == [0, *range(2, UPDATES)]
 
 
 def on_command_line(data, out, *options):
@@ -351,7 +387,8 @@ def test_a_run_says_what_it_was_made_of(alone, data):
     about = read_json(alone/"run.json")
     assert set(about) == {"versions", "git", "seed", "command", "data", "data_sha256"}
     stores = {f"{name}/store.json" for name in ("features", "text", "synthetic_text")}
-    assert set(about["data_sha256"]) == {"annotations/train.json", "synthetic.json", *stores}
+    made = {"captions", "tokens", "annotations/train.json", "synthetic.json"}
+    assert set(about["data_sha256"]) == made | stores
     digest = hashlib.sha256((data/"synthetic.json").read_bytes()).hexdigest()
     assert about["data_sha256"]["synthetic.json"] == digest
 
