@@ -1,10 +1,13 @@
 "A small folder of the shape that `sail_demo` writes, and pages read as a browser reads them."
+import contextlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 from clips import write_clip
 
 from sail_nbdev.config import Config
@@ -163,3 +166,21 @@ def check_escaped(text):
     values = [v or "" for _, attrs in page.elements for v in attrs.values()]
     assert any(EVIL in text for text in page.texts + values)
     return page
+
+
+# -- a browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextlib.contextmanager
+def headless():
+    "A headless Chromium, playwright's own or that of the machine; the tests are skipped where there is none."
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
+    with sync_api.sync_playwright() as p:
+        own = p.chromium.executable_path
+        path = own if Path(own).is_file() else next(filter(None, map(shutil.which, BROWSERS)), None)
+        if path is None: pytest.skip("no Chromium here; `playwright install chromium` brings one")
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
