@@ -68,14 +68,14 @@ this.textContent = open ? 'Fold all exported lines' : 'Show all exported lines'
 
 
 def opening(path, settings):
-    "Markdown for the top of the page of a notebook: its link to Colab, and what shows all exported lines."
+    "Markup for the top of the page of a notebook: its link to Colab."
     repo = "/".join(settings["git_url"].split("/")[-2:])
     colab = f"https://colab.research.google.com/github/{repo}/blob/{settings['branch']}/nbs/{path.as_posix()}"
-    return f'[Open in Colab]({colab} "Run this page in a notebook of Google Colab"){{.colab}}'
+    return f'<a class="colab" href="{colab}" title="Run this page in Google Colab">Open in Colab</a>'
 
 
 def prepare(notebook, proc, settings):
-    "In a processed notebook: exported lines folded below the table that nbdev made; links at the top."
+    "In a processed notebook: exported lines fold below the table that nbdev made; Colab at the top."
     path = notebook.relative_to(proc)
     nb = json.loads(notebook.read_text(encoding="utf-8"))
     folded = 0
@@ -85,10 +85,10 @@ def prepare(notebook, proc, settings):
         folded += 1
         cell["source"] = source.replace("#| code-fold: show", "#| code-fold: true")
     links = [opening(path, settings)] if path.stem[:2].isdigit() or path.parts[0] == "tutorials" else []
-    if folded: links.append(f"```{{=html}}\n{FOLD}\n```")
-    for at, text in enumerate(links, 1):
-        cell = {"cell_type": "markdown", "id": f"opening-{at}", "metadata": {}, "source": text}
-        nb["cells"].insert(at, cell)
+    if folded: links.append(FOLD)
+    text = "```{=html}\n<p>" + "\n".join(links) + "</p>\n```"
+    cell = {"cell_type": "markdown", "id": "opening", "metadata": {}, "source": text}
+    if links: nb["cells"].insert(1, cell)
     notebook.write_text(json.dumps(nb, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

@@ -1,5 +1,5 @@
-"""JupyterLab opens a notebook, adds what it knows of the kernel, and calls that a change. Here it finds these words in
-what it reads, and nbdev leaves them out again of what is written: `make lab` puts this file into its environment."""
+"""JupyterLab opens a notebook, adds what it knows of the kernel, and calls that a change. Here it finds these
+words in what it reads, and nbdev leaves them out of what is written: `make lab` copies this file."""
 from ipykernel.ipkernel import IPythonKernel
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager

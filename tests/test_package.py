@@ -330,6 +330,40 @@ def test_chapter_has_a_picture(notebook):
     assert kinds & {"image/png", "image/svg+xml"}, f"{notebook} keeps no picture"
 
 
+def pictures(cell):
+    return [o for o in cell["outputs"] if any(k.startswith("image/") for k in o.get("data", {}))]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_every_picture_is_told_in_words(notebook):
+    "`#| fig-alt` becomes the picture's alt text in the site, for those who do not see it."
+    drawn = [c for c in cells(notebook, "code") if pictures(c)]
+    told = [re.search(r'^#\| fig-alt: "(.{20,})"$', c["source"], re.M) for c in drawn]
+    assert [c["source"][-200:] for c, words in zip(drawn, told) if not words] == []
+    markdown = "\n".join(c["source"] for c in cells(notebook, "markdown"))
+    assert re.findall(r"!\[\s*\]\([^)]*\)|<img(?![^>]*\balt=)[^>]*>", markdown) == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_installs_itself_in_colab_and_nowhere_else(notebook):
+    found = [i for i, c in enumerate(cells(notebook)) if "[ -e /content ]" in c["source"]]
+    if notebook in CHAPTERS or notebook.startswith("tutorials/"):
+        assert found == [2 if notebook in CHAPTERS else 1], "after the title, before all that imports"
+        cell = cells(notebook)[found[0]]
+        assert {"hide", "eval"} <= flags(cell) and cell["outputs"] == []
+    else: assert found == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_has_the_metadata_that_jupyter_is_given(notebook):
+    "`.ci/jupyter_server_config.py` adds what JupyterLab would: nothing else may differ, and cells have ids."
+    nb = json.loads((ROOT / "nbs" / notebook).read_text(encoding="utf-8"))
+    spec = {"display_name": "python3", "language": "python", "name": "python3"}
+    assert (nb["metadata"], nb["nbformat"], nb["nbformat_minor"]) == ({"kernelspec": spec}, 4, 5)
+    ids = [c["id"] for c in nb["cells"]]
+    assert len(set(ids)) == len(ids) and all(c["metadata"] == {} for c in nb["cells"])
+
+
 @pytest.mark.parametrize("notebook", EXPORTING)
 def test_exported_cells_have_prose_before_them(notebook):
     second = cells(notebook)[1]["source"]
@@ -441,12 +475,13 @@ class Page(html.parser.HTMLParser):
     "Links and anchors of one page of the site."
     def __init__(self, path):
         super().__init__()
-        self.links, self.ids = [], set()
+        self.links, self.pictures, self.ids = [], [], set()
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         if attrs.get("id"): self.ids.add(attrs["id"])
+        if tag == "img": self.pictures.append(attrs.get("alt"))
         target = attrs.get("href" if tag in ("a", "link") else "src")
         if target: self.links.append((tag, target))
 
@@ -464,8 +499,10 @@ def site(tmp_path_factory):
 def test_site_has_every_page_and_no_broken_link(site):
     pages = {p: Page(p) for p in site.rglob("*.html")}
     assert {p.relative_to(site).with_suffix(".ipynb").as_posix() for p in pages} >= set(NOTEBOOKS)
-    wrong = []
+    wrong, home = [], SETTINGS["doc_host"] + SETTINGS["doc_baseurl"] + "/"
     for path, page in pages.items():
+        wrong += [f"{path.name}: {link} leaves the site" for tag, link in page.links
+                  if tag == "a" and link.startswith(home)]
         if "Traceback (most recent call last)" in path.read_text(encoding="utf-8"):
             wrong.append(f"{path.name}: shows a traceback")
         for _, link in page.links:
@@ -491,3 +528,31 @@ def test_site_needs_nothing_from_outside(site):
     loads = ("script", "img", "link")
     links = [(p.name, tag, link) for p in site.rglob("*.html") for tag, link in Page(p).links]
     assert [o for o in links if o[1] in loads and re.match(r"https?:|//", o[2])] == []
+    remote = re.compile(r"""@import\s*(?:url\()?["']?(?:https?:)?//|url\(["']?(?:https?:)?//""")
+    assert [p.name for p in site.rglob("*.css") if remote.search(p.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.slow
+def test_site_tells_every_picture_in_words(site):
+    pictures = [(p.name, alt) for p in site.rglob("*.html") for alt in Page(p).pictures]
+    assert len(pictures) > 60 and [name for name, alt in pictures if not (alt or "").strip()] == []
+
+
+@pytest.mark.slow
+def test_site_folds_exported_lines_and_links_to_them(site):
+    page = (site / "07_masks.html").read_text(encoding="utf-8")
+    assert page.count('<details class="code-fold">') >= 8 and 'details open="" class="code-fold"' not in page
+    found = re.findall(rf'{SETTINGS["git_url"]}/blob/main/(sail_nbdev/\w+\.py)#L(\d+)-L(\d+)', page)
+    lines = (ROOT / "sail_nbdev/masks.py").read_text(encoding="utf-8").splitlines()
+    heads = [lines[int(first) - 1] for path, first, last in found if int(last) <= len(lines)]
+    assert len(heads) == len(found) >= 8 and all(re.match(r"def |@|class ", line) for line in heads), heads
+
+
+@pytest.mark.slow
+def test_site_has_markdown_of_every_page(site):
+    index = (site / "llms.txt").read_text(encoding="utf-8")
+    for page in site.rglob("*.html"):
+        text = page.with_name(page.name + ".md")
+        assert text.exists() and text.relative_to(site).as_posix() in index, page.name
+        written = text.read_text(encoding="utf-8")
+        assert written.startswith("# ") and "{=html}" not in written and ".llms.md" not in written
