@@ -19,7 +19,7 @@ NEWEST := tests/test_video.py tests/test_clip.py tests/test_store.py tests/test_
 .PHONY: help install demo lab test test-newest test-lowest bench docs readme export wheel clean distclean
 
 help:       ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
