@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from .masks import full_precision, in_full_precision
 
 # %% auto #0
-__all__ = ['NEVER', 'lattice', 'posterior', 'expected_events', 'caption_scores', 'align_captions']
+__all__ = ['NEVER', 'lattice', 'posterior', 'expected_events', 'caption_scores', 'align_captions', 'confidence', 'placed']
 
 # %% ../nbs/08_alignment.ipynb #885126ee
 NEVER = -1e9        # a score that no path takes, and that has a gradient
@@ -190,3 +190,37 @@ def align_captions(
     z = caption_scores(frames, texts, valid, temperature)
     starts, holds = posterior(z, z, valid)
     return expected_events(starts, holds, valid)
+
+# %% ../nbs/08_alignment.ipynb #df7598ad
+@in_full_precision
+def confidence(
+    holds: Tensor,      # [B,T,N] from `posterior`
+    centers: Tensor,    # [B,N] from `expected_events`
+    widths: Tensor,     # [B,N] from `expected_events`
+) -> Tensor:
+    "The share of each interval, within the video, that its event is expected to hold: [B,N] in [0,1]."
+    last = holds.shape[1] - 1
+    first = (last * (centers - widths / 2).clamp(0, 1))[:, None]        # [B,1,N] ends of I, in frames
+    end = (last * (centers + widths / 2).clamp(0, 1))[:, None]
+    t = torch.arange(last + 1, device=holds.device, dtype=holds.dtype)[:, None]         # [T,1]
+    inside = (end.minimum(t + .5) - first.maximum(t - .5)).clamp_min(0)                 # [B,T,N]
+    return ((inside * holds).sum(1) / (end - first)[:, 0].clamp_min(1e-6)).clamp(0, 1)
+
+# %% ../nbs/08_alignment.ipynb #bd5d6481
+def placed(
+    enter: Tensor,      # [B,T,N] score of frame t for being the first of event n; `NEVER` for padding
+    stay: Tensor,       # [B,T,N] score of frame t for going on with event n
+    skip: float = 3.,   # Score of leaving an event out, against background
+) -> Tensor:
+    "The probability that each event has a place, if any may be skipped: [B,N], without gradient."
+    with torch.inference_mode(False), torch.enable_grad():
+        a = _by_event(enter)                                            # [N,B,T]
+        C = _by_event(stay).clamp_min(_LEAST).cumsum(-1)
+        score = torch.full_like(a[..., 0], skip, requires_grad=True)    # [N,B]
+        total = F.pad(torch.zeros_like(a[0]), (1, 0))                   # [B,T+1] A, one frame late
+        for n in range(len(a)):
+            event = C[n] + (total[:, :-1] + a[n] - C[n]).logcumsumexp(-1)
+            begun = F.pad(event.logcumsumexp(-1), (1, 0), value=NEVER)
+            total = torch.logaddexp(begun, total + score[n, :, None])
+        skipped, = torch.autograd.grad(total[:, -1].sum(), score)
+    return (1 - skipped.T).to(enter.device, full_precision(enter[:0]).dtype)

@@ -49,7 +49,7 @@ __all__ = ['COLORS', 'InputError', 'Event', 'Video', 'tiou', 'plot_style', 'plai
 class InputError(ValueError):
     "Wrong input of the user. The message is one sentence that names file, field and value."
 
-# %% ../nbs/00_core.ipynb #7108ba93
+# %% ../nbs/00_core.ipynb #9cbc3a7b
 @dataclass(frozen=True)
 class Event:
     "One event of a video: when it begins and ends, and what happens."
@@ -58,6 +58,7 @@ class Event:
     caption: str                    # One sentence
     center: float | None = None     # Centre of its mask as a share of the video, in [0,1]
     width: float | None = None      # Width of its mask as a share of the video, in [0,1]
+    confidence: float | None = None     # How sure its times are, in [0,1]; None where nobody measured it
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.start) and math.isfinite(self.end)

@@ -127,25 +127,28 @@ def _span(row: dict[str, Any]) -> Any:
     end = _get(row, "end")
     return None if start is None and end is None else [_time(start), _time(end)]
 
-# %% ../nbs/02_data.ipynb #d8d78440
-def _row_fields(row: Any, where: str) -> tuple[Any, Any, Any, Any]:
-    "Raw times, sentence, centre and width of one event. `InputError` for what is no event."
-    if isinstance(row, Event): return [row.start, row.end], row.caption, row.center, row.width
+# %% ../nbs/02_data.ipynb #3931a7e0
+_SHARES = "center", "width", "confidence"        # of an event, each in [0,1] or None
+
+def _row_fields(row: Any, where: str) -> tuple[Any, ...]:
+    "Raw times, sentence, and shares of one event. `InputError` for what is no event."
+    if isinstance(row, Event):
+        return [row.start, row.end], row.caption, *(getattr(row, k) for k in _SHARES)
     sentence = _get(row, "sentence") if isinstance(row, dict) else None
     span = _span(row) if isinstance(row, dict) else None
     if sentence is None or span is None:
         raise InputError(f"{where} must be an object with sentence and timestamp (or start and end)")
-    return span, sentence, row.get("center"), row.get("width")
+    return span, sentence, *map(row.get, _SHARES)
 
-# %% ../nbs/02_data.ipynb #3dc307f5
+# %% ../nbs/02_data.ipynb #3eb3d1b6
 _Record = dict[str, Any]        # timestamps, sentences, and what else is known of one video
 
 def _rows_record(rows: list[Any], where: str) -> _Record:
     "The record of a video from a list of events, or of plain sentences."
     if rows and all(isinstance(o, str) for o in rows): return {"sentences": list(rows)}
     columns = [_row_fields(row, f"{where}: event {j}") for j, row in enumerate(rows)]
-    spans, sentences, centers, widths = (list(c) for c in zip(*columns)) if columns else ([], [], [], [])
-    return {"timestamps": spans, "sentences": sentences, "centers": centers, "widths": widths}
+    spans, sentences, *shares = (list(c) for c in zip(*columns)) if columns else [[]] * 5
+    return {"timestamps": spans, "sentences": sentences, "shares": dict(zip(_SHARES, shares))}
 
 # %% ../nbs/02_data.ipynb #7b63a52c
 def _columns_record(row: dict[str, Any]) -> _Record:
@@ -638,7 +641,7 @@ def record_seconds(
     if _finite(seconds) and seconds > 0: return float(seconds)
     raise InputError(f"{where}: duration {seconds!r} is not a positive number of seconds")
 
-# %% ../nbs/02_data.ipynb #5e0fbbb8
+# %% ../nbs/02_data.ipynb #6d1af3cd
 def _events_of(record: _Record, seconds: float | None, where: str, repaired: Counter[str]) -> list[Event]:
     "The events of a record. `InputError` names the event and the field that is wrong."
     times = record.get("timestamps")
@@ -647,15 +650,14 @@ def _events_of(record: _Record, seconds: float | None, where: str, repaired: Cou
         raise InputError(f"{where}: timestamps must be a list of [start, end], not {times!r}")
     if not isinstance(texts, (list, tuple)) or len(texts) != len(times):
         raise InputError(f"{where}: sentences must be a list as long as timestamps ({len(times)})")
-    centers, widths = (record.get(k) or [None] * len(times) for k in ("centers", "widths"))
+    shares = record.get("shares") or {}
     events = []
     for j, (span, text) in enumerate(zip(times, texts)):
         place = f"{where}: event {j}"
-        center = _share(centers[j], f"{place}: center")
-        width = _share(widths[j], f"{place}: width")
+        own = {k: _share(values[j], f"{place}: {k}") for k, values in shares.items()}
         sentence = _text_of(text, f"{place}: sentence", repaired)
         start, end = _span_of(span, seconds, f"{place}: timestamp", repaired)
-        events.append(Event(start, end, sentence, center, width))
+        events.append(Event(start, end, sentence, **own))
     return events
 
 # %% ../nbs/02_data.ipynb #eb900e63
@@ -830,11 +832,11 @@ def read_predictions(
     "The events of each video, in the order of the file. `InputError` names file, video, event and field."
     return read_timed(source, form).events
 
-# %% ../nbs/02_data.ipynb #4d98fcd8
+# %% ../nbs/02_data.ipynb #df5a4308
 def _row(event: Event) -> dict[str, Any]:
     "An event as a row of a results file."
-    masks = {k: getattr(event, k) for k in ("center", "width") if getattr(event, k) is not None}
-    return {"sentence": event.caption, "timestamp": [event.start, event.end], **masks}
+    shares = {k: getattr(event, k) for k in _SHARES if getattr(event, k) is not None}
+    return {"sentence": event.caption, "timestamp": [event.start, event.end], **shares}
 
 # %% ../nbs/02_data.ipynb #5cf9af32
 def predictions_json(
