@@ -20,7 +20,7 @@ from .store import FeatureStore, digest
 from .video import find_videos
 
 # %% auto #0
-__all__ = ['Part', 'DataCheck', 'check_data']
+__all__ = ['Part', 'DataCheck', 'check_data', 'next_commands']
 
 # %% ../nbs/05b_check.ipynb #876e2e47
 @dataclass(frozen=True)
@@ -201,11 +201,12 @@ def _needs(method: str) -> list[str]:
     augmented = losses.aug_weight or losses.sim_weight and losses.hard_negatives
     return needs + ["synthetic.json", "synthetic_text"] * bool(augmented)
 
-# %% ../nbs/05b_check.ipynb #22741ffc
+# %% ../nbs/05b_check.ipynb #2073f4ef
 def _uses(ready: list[str], val: dict, features: FeatureStore | None, strips: bool) -> dict[str, str]:
     "What each command can do, in words: with methods that can be trained, videos of val, and their files."
     timed = bool(val) and all(o.intervals for o in val.values())
-    lasting = bool(val) and all(o.duration for o in val.values())
+    rated = features is not None and bool(features.meta.get("fps"))         # rows tell how long a video is
+    lasting = bool(val) and (rated or all(o.duration for o in val.values()))
     seen = features is not None and any(v in features for v in val)
     pages = "ready" if strips else "ready, without film strips (no videos)"
     score = "needs val with time stamps"
@@ -250,3 +251,20 @@ def lines(self: DataCheck) -> list[str]:
     if best: todo[f"sail_train plain --data {_quoted(self.folder)} --out RUN --method {best}"] = None
     steps = ["next", *(f"  {step}" for step in todo)] if todo else []
     return [str(self.folder), *shown, "methods", *methods, "commands", *commands, *steps]
+
+# %% ../nbs/05b_check.ipynb #5f69747e
+def next_commands(
+    data: str | Path,           # The data folder of the run
+    run: str | Path,            # Its folder
+    reads_videos: bool = True,  # Is its encoder at hand?
+) -> list[str]:
+    "The commands that a trained run and its data allow, in the order in which one gives them."
+    uses = check_data(data).commands
+    name = _quoted(Path(run))
+    lines = [f"sail_caption VIDEO.mp4 --model {name} --html page.html"] * reads_videos
+    if uses["sail_predict"] == "ready": lines.append(f"sail_predict {name} --data {_quoted(Path(data))}")
+    if uses["sail_eval"] != "ready": return lines
+    first, *others = map(_quoted, annotation_files(data, "val"))
+    ref = " --ref " + " ".join(others) if others else ""
+    scores = f"sail_eval {_quoted(Path(run)/'predictions_val.json')} {first}{ref}"
+    return [*lines, scores, f"sail_report {name} --out report.html"]

@@ -61,8 +61,8 @@ def load_encoder(
                          "here; make features of new videos with it, and give them to sail_predict --data")
     for place in filter(None, map(settings.get, ("folder", "file"))):
         if os.path.exists(place): continue
-        raise InputError(f"encoder {place}: made the features of this run, and is not there any more; copy it "
-                         "to a folder 'encoder' in the run")
+        raise InputError(f"encoder {place}: made the features of this run, and is not there any more; "
+                         "copy it to a folder 'encoder' in the run")
     weights = settings.get("file") or settings.get("pretrained")
     encoder = Encoder(name, weights, device, dtype_of(settings))
     if settings.get("weights") in (None, encoder.meta["weights"]): return encoder

@@ -35,9 +35,10 @@ from .data import annotation_files, clean_caption, read_annotations, sample_fram
 from .video import by_id, header_seconds, iter_frames
 
 # %% auto #0
-__all__ = ['FeatureStore', 'open_store', 'as_numpy', 'checked_rows', 'encode_video', 'Plan', 'plan_work', 'time_words', 'WorkBar',
-           'file_state', 'FailureLog', 'extract', 'encode_captions', 'stale_captions', 'encode_texts', 'encoder_of',
-           'encoder_note', 'made_with', 'export_arrays', 'summary_lines']
+__all__ = ['FeatureStore', 'open_store', 'as_numpy', 'checked_rows', 'encode_video', 'Plan', 'plan_work', 'decoding_rate',
+           'time_words', 'WorkBar', 'file_state', 'FailureLog', 'changed_files', 'extract', 'encode_captions',
+           'stale_captions', 'encode_texts', 'encoder_of', 'encoder_note', 'made_with', 'export_arrays',
+           'summary_lines']
 
 # %% ../nbs/05_store.ipynb #83992edd
 class FeatureStore:
@@ -380,6 +381,18 @@ def plan_work(
     frames = sum(math.ceil(s * fps) for s in lengths)
     return Plan(len(files), scale * sum(lengths), round(scale * frames), fps, len(looked) < len(files))
 
+# %% ../nbs/05_store.ipynb #5a8ab37d
+def decoding_rate(
+    path: str | Path,       # A video
+    fps: float = 1.,        # Frames per second that are taken
+    seconds: float = 2.,    # Measure for at most as long
+) -> float:
+    "Frames a second that one core decodes, of those that are taken. `InputError` for what is no video."
+    start = time.perf_counter()
+    for n, _ in enumerate(iter_frames(path, fps), 1):
+        if time.perf_counter() - start > seconds: break
+    return n / (time.perf_counter() - start)
+
 # %% ../nbs/05_store.ipynb #2044a798
 def time_words(
     seconds: float,
@@ -650,7 +663,18 @@ def _named(paths) -> dict[str, Path]:
     if hasattr(paths, "items"): return {k: Path(v) for k, v in paths.items()}
     return by_id((Path(p).stem, Path(p)) for p in paths)
 
-# %% ../nbs/05_store.ipynb #ab1bfd5d
+# %% ../nbs/05_store.ipynb #127d2d70
+def changed_files(
+    jobs: dict[str, Path],              # Files by id
+    store: FeatureStore | str | None,   # A store, or the folder of one that may not be there yet
+) -> dict[str, Path]:
+    "The files whose features are not in the store, or were made from a file of another size."
+    there = isinstance(store, FeatureStore) or bool(store) and (Path(store)/"store.json").exists()
+    if not there: return dict(jobs)
+    opened = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    return {i: p for i, p in jobs.items() if opened.source(i) != file_state(p)}
+
+# %% ../nbs/05_store.ipynb #0368586f
 def extract(
     paths,                        # Video files, ids are their names without ending; or {id: file}
     store: FeatureStore,          # Where features go; its `meta` should be that of `encoder`
@@ -666,7 +690,7 @@ def extract(
     _check_engine(engine, decode)
     _check_making(store, **encoder.meta, fps=fps)
     jobs = _named(paths)
-    todo = {i: p for i, p in jobs.items() if store.source(i) != file_state(p)}
+    todo = changed_files(jobs, store)
     result: dict = {"done": [], "skipped": [i for i in jobs if i not in todo], "failed": {}}
     store.note_encoder(encoder)
     log = FailureLog(store.folder/"failed.jsonl", jobs)

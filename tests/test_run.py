@@ -163,6 +163,7 @@ def test_an_encoder_of_other_weights_is_refused(runs, monkeypatch):
 
 def test_an_encoder_beside_the_features_is_found_from_the_run(runs, data, monkeypatch):
     write_json(runs/"sail"/"encoder.json", {"model": "local", "folder": "../../world/clip", "weights": None})
+    (runs.parent/"world"/"clip").mkdir(parents=True)
     names = []
     meta = SimpleNamespace(meta={"weights": "any"})
     monkeypatch.setattr(sail_nbdev.run, "Encoder", lambda name, *args, **options: names.append(name) or meta)
@@ -222,6 +223,10 @@ def test_a_split_that_lacks_something_is_refused(runs, data, tmp_path):
     other = shutil.copytree(data, tmp_path/"data")
     row = {"timestamps": [[0, 1]], "sentences": ["A cat."]}
     write_json(other/"annotations"/"val.json", {"v0": row})
+    assert read_json(run.count(other))["n_events"].keys() == {"v0"}         # as long as it has rows
+    (runs/"sail"/"counts_val.json").unlink()
+    about = read_json(other/"features"/"store.json")
+    write_json(other/"features"/"store.json", {**about, "meta": {"dim": 12}})
     with pytest.raises(InputError, match="video v0: has no duration"): run.count(other)
     write_json(other/"annotations"/"val.json", {"x": {**row, "duration": 3.}})
     with pytest.raises(InputError, match="none of the videos of 'val' has features"): run.count(other)
