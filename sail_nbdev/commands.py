@@ -71,7 +71,7 @@ def _check_features(paths, out, texts, arrays, engine: str, decode: str, **only)
 
 # %% ../nbs/24_commands.ipynb #ac647cc4
 def _encoder_for(out, texts, named: tuple) -> tuple:    # Model, weights, dtype
-    "What is named, else what fills the store `out` or made the frames of the folder `texts`, else the papers'."
+    "What is named, else what made the store `out` or the frames of the folder `texts`, else the papers'."
     from sail_nbdev.clip import dtype_of
     from sail_nbdev.store import FeatureStore, encoder_of
     model, pretrained, dtype = named
@@ -89,6 +89,16 @@ def _check_store(out: str, model: str, fps: float) -> None:
     if not (Path(out)/"store.json").exists(): return
     asked = {"fps": fps} if Path(model).is_dir() else {"fps": fps, "model": model}
     FeatureStore.create(out, **{**FeatureStore(out).meta, **asked})
+
+# %% ../nbs/24_commands.ipynb #a1b2c3d4
+def _say_plan(jobs: dict, out, fps: float, model: str, pretrained) -> None:
+    "Say what is ahead, before anything is loaded. `InputError` if it cannot be."
+    from sail_nbdev.clip import check_model, to_fetch
+    from sail_nbdev.store import changed_files, plan_work
+    check_model(model, pretrained)
+    if jobs: _check_store(out, model, fps)
+    plan = f"{plan_work(changed_files(jobs, out).values(), fps)}, " * bool(jobs)
+    say(f"{plan}by {model} ({to_fetch(model, pretrained) or 'nothing to fetch'})", file=sys.stderr)
 
 # %% ../nbs/24_commands.ipynb #9d6713f1
 def _estimate_features(jobs: dict, fps: float, model: str, pretrained, device) -> int:
@@ -148,8 +158,8 @@ def sail_features(
     estimate: bool = False,     # Only say how much there is to do, and what encoders cost
 ) -> int:                       # 0 all well, 1 some videos failed
     "Encode the frames of videos, and captions, with CLIP and keep the features; goes on where it stopped."
-    from sail_nbdev.clip import Encoder, check_model, to_fetch
-    from sail_nbdev.store import FeatureStore, changed_files, encode_texts, extract, plan_work
+    from sail_nbdev.clip import Encoder
+    from sail_nbdev.store import FeatureStore, encode_texts, extract
     from sail_nbdev.video import find_videos
     only = dict(ids=ids, key=key, stride=None if stride == 1 else stride)
     if not estimate: _check_features(paths, out, texts, arrays, engine, decode, **only)
@@ -158,12 +168,8 @@ def sail_features(
     if arrays: failed |= _take_over(arrays, out, ids, key, stride, model, pretrained, fps)
     if not (jobs or texts or estimate): return int(failed)
     model, pretrained, dtype = _encoder_for(out if jobs else None, texts, (model, pretrained, dtype))
-    check_model(model, pretrained)
     if estimate: return _estimate_features(jobs, fps, model, pretrained, device or None)
-    if jobs: _check_store(out, model, fps)
-    todo = changed_files(jobs, out)
-    plan = f"{plan_work(todo.values(), fps)}, " * bool(jobs)
-    say(f"{plan}by {model} ({to_fetch(model, pretrained) or 'nothing to fetch'})", file=sys.stderr)
+    _say_plan(jobs, out, fps, model, pretrained)
     encoder = Encoder(model, pretrained, device or None, dtype)
     if jobs:
         store = FeatureStore.create(out, **encoder.meta, fps=fps)
@@ -370,7 +376,7 @@ def _targets(
 
 # %% ../nbs/24_commands.ipynb #731aaf2d
 def _check_outputs(paths: list, out: str | None, videos: dict) -> dict[Path, list[str]]:
-    "The files to write, with their videos. `InputError` for one that cannot be written, or not as it is named."
+    "The files to write, with their videos. `InputError` for one that cannot be, or not as it is named."
     from sail_nbdev.export import check_form
     targets = _targets(paths, out, videos)
     for path, ids in targets.items():
@@ -420,7 +426,7 @@ def sail_caption(
                 str, nargs="?", const="") = None,
     link: bool = False,         # The page links to the videos instead of holding them
     n_events: bounded(1, 1000) = None,  # Number of events, of each window (counted by the model if not given)
-    window: bounded(0., 1e7) = None,    # Seconds of a window of longer videos (the run's if not given, 0: never cut)
+    window: bounded(0., 1e7) = None,    # Seconds of a window of longer videos (the run's; 0: never cut)
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
 ) -> int:                       # 0 all well, 1 some videos failed
     "Find and describe the events of videos; prints them, and writes what is asked for."
