@@ -138,7 +138,7 @@ def _passes(config: Config, stage: int) -> list[tuple]:
     alternate = stage == 2 and config.losses.update == "alternate"
     return [("pos",), ("neg",)] if alternate else [("pos", "neg")]
 
-# %% ../nbs/15_train.ipynb #3c11af28
+# %% ../nbs/15_train.ipynb #6af4a50c
 def _accelerator(config: Config, device: str | None, **tracking) -> Accelerator:
     """accelerate's one object for CPU, one GPU and several. `InputError` for a device that is not there, and
     for one GPU that is named for several processes."""
@@ -151,8 +151,36 @@ def _accelerator(config: Config, device: str | None, **tracking) -> Accelerator:
     with patch_environment(**{} if several else {"ACCELERATE_TORCH_DEVICE": name}):
         acc = Accelerator(mixed_precision=config.train.precision, cpu=name == "cpu", kwargs_handlers=[parts],
                           **tracking)
-    if acc.device.type == "cuda": torch.cuda.set_device(acc.device)
+    if acc.device.type == "cuda":
+        torch.cuda.set_device(acc.device)
+        torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every length
     return acc
+
+# %% ../nbs/15_train.ipynb #bf757049
+class _Switch(torch.autograd.Function):
+    "Hands on tensors and sets TF32 to `on`; their gradients set it to the opposite."
+    @staticmethod
+    def forward(ctx, on: bool, *tensors):
+        ctx.on = on
+        torch.backends.cuda.matmul.allow_tf32 = on
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        torch.backends.cuda.matmul.allow_tf32 = not ctx.on
+        return None, *grads
+
+# %% ../nbs/15_train.ipynb #5a46bb02
+def _with_tf32(captioner) -> None:
+    "Let a captioner compute its products in TF32, and those of its gradients."
+    plain = captioner.forward
+    def forward(frames, *texts):
+        if torch.is_grad_enabled() and not frames.requires_grad: frames = frames.detach().requires_grad_()
+        frames, = _Switch.apply(True, frames)
+        try: losses = plain(frames, *texts)
+        finally: torch.backends.cuda.matmul.allow_tf32 = False
+        return _Switch.apply(False, losses)[0]
+    captioner.forward = forward
 
 # %% ../nbs/15_train.ipynb #cf1bfaf9
 def _batches_per_update(config: Config, acc) -> int:
@@ -300,14 +328,15 @@ def _moments(model, optimizer) -> dict[str, torch.Tensor]:
     names = [name for name, _ in model.named_parameters()]
     return {f"{names[i]}.{k}": v.contiguous() for i, values in state.items() for k, v in values.items()}
 
-# %% ../nbs/15_train.ipynb #217786eb
+# %% ../nbs/15_train.ipynb #0fc606da
 def _save_checkpoint(folder: Path, model, optimizer, position: Position) -> None:
     "Write a checkpoint, whole or not at all. `InputError` if it cannot be written."
     try:
         with atomic_path(folder) as tmp:
             tmp.mkdir()
             model.save_pretrained(tmp)
-            save_file(_moments(model, optimizer), str(tmp/"optimizer.safetensors"))
+            moments = _moments(model, optimizer)
+            with atomic_path(tmp/"optimizer.safetensors") as new: save_file(moments, str(new))
             write_json(tmp/"state.json", asdict(position))
     except (InputError, OSError, SafetensorError) as e:
         raise InputError(f"{folder}: cannot be written ({e}); checkpoints before it are kept, "
@@ -586,18 +615,18 @@ def _git_state() -> str | None:
         return _git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, NameError, subprocess.SubprocessError): return None
 
-# %% ../nbs/15_train.ipynb #0a5fefc7
-_SUMMED = ("synthetic.json", "features/store.json", "text/store.json", "synthetic_text/store.json")
-
-def _data_sums(data: Path) -> dict[str, str]:
-    "SHA-256 of the small files that training reads."
-    files = [p for p in (annotation_files(data, "train")[0], *(data/f for f in _SUMMED)) if p.is_file()]
-    return {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-# %% ../nbs/15_train.ipynb #181b7e05
+# %% ../nbs/15_train.ipynb #b37b79c6
 def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
+def _data_sums(data: Path) -> dict[str, str]:
+    "SHA-256 of the texts that training reads, and of how its stores were made, wherever their encoder lies."
+    files = [p for p in (annotation_files(data, "train")[0], data/"synthetic.json") if p.is_file()]
+    sums = {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    stores = [name for name in ("features", "text", "synthetic_text") if (data/name).is_dir()]
+    return {**sums, **{f"{name}/store.json": _digest(open_store(data, name).meta) for name in stores}}
+
+# %% ../nbs/15_train.ipynb #9d6de251
 def _sums(data, tokenizer, folder: Path | None) -> dict[str, str]:
     "SHA-256 of all that training reads but features."
     tokens = json.loads(tokenizer.to_str())["model"]
@@ -620,7 +649,7 @@ def _check_same_data(run: Path, sums: dict, config: Config, stage: int) -> None:
         if name in then and name in sums and then[name] != sums[name]:
             raise InputError(f"{run}: was trained on other data: its {name} changed since")
 
-# %% ../nbs/15_train.ipynb #50d22cd6
+# %% ../nbs/15_train.ipynb #3e4b4be3
 def _encoder_settings(data: Path, out: Path) -> dict:
     "What made the features, the place of an encoder that is a `folder` or a `file`, and `window` in seconds."
     store = open_store(data, "features")
@@ -873,13 +902,14 @@ def _load_all(acc, config: Config, data, validate: bool) -> tuple:
         val = _load_validation(folder, config, device) if validate else None
         return load_training_data(folder, config, device), val, folder
 
-# %% ../nbs/15_train.ipynb #d1eb5479
+# %% ../nbs/15_train.ipynb #834198a2
 def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bool) -> tuple:
     "A `_Training` as it stands in `out`, or its start, which is written; and its `Position`."
     data, val, folder = _load_all(acc, config, data, validate)
     sentence = _check_missing(data, folder) if folder else None
     if sentence and acc.is_main_process: say(sentence)
     model = _untrained(config, data, tokenizer).to(acc.device)
+    if acc.device.type == "cuda" and config.train.precision == "no": _with_tf32(model.captioner)
     sums = _sums(data, model.captioner.tokenizer, folder)
     if (out/"config.json").exists(): _check_same_data(out, sums, config, 2)
     if stage1: _check_same_data(Path(stage1), sums, config, 1)
