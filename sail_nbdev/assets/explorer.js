@@ -42,8 +42,10 @@ class Stage {
     this.slider = make("div", "sv-time", slider, make("canvas", "sv-canvas"), tip);
     const bar = make("div", "sv-bar", {}, this.clock, tool("−", "-", "Zoom out"), tool("+", "+", "Zoom in"),
                      tool("All", "0", "Whole video"));
-    this.box = make("div", "sv sv-explorer many", {"data-lm-suppress-shortcuts": "true"},
-                    make("div", "sv-screen", {}, this.video), bar, this.slider, make("canvas", "sv-map"));
+    const hint = "Click an event to choose it; drag the chosen one, or one of its edges, to move it.";
+    this.box = make("div", "sv sv-explorer", {"data-lm-suppress-shortcuts": "true"},
+                    make("div", "sv-screen", {}, this.video), bar, this.slider, make("canvas", "sv-map"),
+                    make("p", "sv-keys", {}, hint));
     for (const name of ["timeupdate", "seeked", "loadedmetadata"]) this.video.addEventListener(name, () => this.show());
     this.video.addEventListener("play", () => this.run());
     this.box.addEventListener("keydown", e => this.key(e));
@@ -112,6 +114,7 @@ class Stage {
   told(what, value) {
     if (what === "seek") this.seek(value);
     if (what === "pick") this.pick(value);
+    if (what === "view") this.box.classList.toggle("zoomed", this.timeline.zoomed);
     if (what === "drag") this.drag(value);
     if (what === "drop") this.drop();
     if (what === "grip") return this.take(value);
