@@ -42,8 +42,9 @@ from safetensors import SafetensorError
 # %% auto #0
 __all__ = ['COLORS', 'InputError', 'Event', 'Video', 'tiou', 'plot_style', 'plain', 'say', 'attempts', 'bounded', 'command',
            'check_output', 'check_outputs', 'file_name', 'stem_of', 'atomic_path', 'write_text', 'append_json',
-           'write_json', 'read_text', 'Shape', 'fitting', 'read_json', 'read_lines', 'writable_dir', 'package_file',
-           'some_of', 'derive_seed', 'set_seed', 'pick_device', 'in_processes']
+           'write_json', 'read_text', 'parse_json', 'memory_size', 'check_size', 'Shape', 'fitting', 'read_json',
+           'read_lines', 'writable_dir', 'package_file', 'some_of', 'derive_seed', 'set_seed', 'pick_device',
+           'in_processes']
 
 # %% ../nbs/00_core.ipynb #f21082bd
 class InputError(ValueError):
@@ -200,7 +201,7 @@ def _drop_output() -> None:
     except (OSError, ValueError):
         with suppress(OSError, ValueError): os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../nbs/00_core.ipynb #1ccce1f5
+# %% ../nbs/00_core.ipynb #b8189835
 class bounded:
     "A kind of number for an option of a command: whole if `lo` is, from `lo` to `hi`."
     def __init__(self,
@@ -213,7 +214,7 @@ class bounded:
         self.__name__ = "number" if self.kind is float else "whole number"
 
     def __call__(self, text: str) -> float: return self.kind(text)      # type: ignore[no-any-return]
-    def __repr__(self) -> str: return f"{self.lo:,} to {self.hi:,}"
+    def __repr__(self) -> str: return f"{self.lo:,.10g} to {self.hi:,.10g}"
 
     def check(self, option: str, value: Any) -> None:
         "`InputError` unless `value` is None or such a number."
@@ -303,9 +304,9 @@ def _place(path: str | Path) -> Any:
     except (OSError, ValueError): return os.path.realpath(path)
     return about.st_dev, about.st_ino
 
-# %% ../nbs/00_core.ipynb #53415879
+# %% ../nbs/00_core.ipynb #dad91f34
 def check_outputs(
-    outputs: Iterable[str | Path | None],      # Files that are to be written, derived ones too; None for none
+    outputs: Iterable[str | Path | None],       # Files to be written, derived ones too; None for none
     inputs: Iterable[str | Path | None] = (),   # What is read
 ) -> None:
     "`InputError` for an output that cannot be written, that is read too, or that is there twice."
@@ -469,8 +470,8 @@ def _integer(digits: str) -> float:
     "A whole number of JSON; infinity for one that no floating number comes near."
     return int(digits) if len(digits) < 300 else float(digits)
 
-# %% ../nbs/00_core.ipynb #43a1a93c
-def _parse_json(text: str, path: str | Path, line: int = 1) -> Any:
+# %% ../nbs/00_core.ipynb #04af5110
+def parse_json(text: str, path: str | Path, line: int = 1) -> Any:
     "The JSON value of `text`, which begins at `line` of `path`. `InputError` says where it stops being JSON."
     try: value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
     except InputError as e: raise InputError(f"{path}: {e}") from None
@@ -481,6 +482,26 @@ def _parse_json(text: str, path: str | Path, line: int = 1) -> Any:
     half = _first_half(value) if _HALF.search(text) else None
     if half is None: return value
     raise InputError(f"{path}: {half or 'the text'} holds half a character (a lone surrogate)")
+
+# %% ../nbs/00_core.ipynb #c100a08c
+def memory_size() -> float:
+    "Bytes of memory of this machine; infinity where it does not say."
+    try: return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError): return math.inf
+
+# %% ../nbs/00_core.ipynb #5640acd0
+def check_size(
+    size: float,            # Bytes that are about to be asked for
+    where: str | Path,      # What takes them, for messages
+    stored: float | None = None,    # Bytes that the file has for them
+) -> None:
+    "`InputError` for what memory cannot hold, and for what unpacks to far more than numbers of a video do."
+    if stored is not None and size > max(1e8, 200 * stored):
+        raise InputError(f"{where}: claims {size / 1e9:,.1f} GB, of which {stored / 1e6:,.1f} MB are there: "
+                         "it is damaged, or made to fill the memory")
+    if size <= memory_size(): return
+    raise InputError(f"{where}: would take {size / 1e9:,.1f} GB of memory, and there are "
+                     f"{memory_size() / 1e9:,.1f} GB")
 
 # %% ../nbs/00_core.ipynb #5403ebe2
 class Shape(BaseModel):
@@ -510,22 +531,22 @@ def fitting(
     except ValidationError as e: raise InputError(f"{where}: {_wrong_field(e)}") from None
     return value
 
-# %% ../nbs/00_core.ipynb #a9d9e937
+# %% ../nbs/00_core.ipynb #07b1103b
 def read_json(
     path: str | Path,
     shape: Any = None,      # What it must hold, for `fitting`; anything if None
 ) -> Any:
     "The value of a JSON file. `InputError` if it is missing, not UTF-8, not JSON, or not of the shape."
-    value = _parse_json(read_text(path), path)
+    value = parse_json(read_text(path), path)
     return value if shape is None else fitting(value, shape, path)
 
-# %% ../nbs/00_core.ipynb #d6bfcfe7
+# %% ../nbs/00_core.ipynb #1dc0de83
 def read_lines(
     path: str | Path,
 ) -> list[Any]:
     "The values of a file with one JSON value per line; empty lines are skipped. Raises as `read_json`."
     lines = enumerate(read_text(path).split("\n"), 1)
-    return [_parse_json(text, path, i) for i, text in lines if text.strip()]
+    return [parse_json(text, path, i) for i, text in lines if text.strip()]
 
 # %% ../nbs/00_core.ipynb #3a2f77da
 def writable_dir(
