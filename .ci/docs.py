@@ -98,11 +98,12 @@ def inside(page, site, settings):
     named = {re.sub(r"^\d+[a-z]?_", "", p.name): p.name for p in site.glob("*.html")}
 
     def moved(match):
-        target = site / match[1].replace(Path(match[1]).name, named.get(match[1], Path(match[1]).name))
+        target = site / named.get(match[1], match[1])
         if not target.exists(): return match[0]
-        return os.path.relpath(target, page.parent).replace(os.sep, "/")
+        known = not match[2] or f'id="{match[2][1:]}"' in target.read_text(encoding="utf-8")
+        return os.path.relpath(target, page.parent).replace(os.sep, "/") + (match[2] or "") * known
     text = page.read_text(encoding="utf-8")
-    new = re.sub(rf"{re.escape(base)}([\w/.-]+\.html)(?=[#\"\')])", moved, text)
+    new = re.sub(rf"{re.escape(base)}([\w/.-]+\.html)(#[\w.-]+)?(?=[\"\')])", moved, text)
     if new != text: page.write_text(new, encoding="utf-8")
 
 
