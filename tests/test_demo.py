@@ -121,6 +121,17 @@ def test_a_run_folder_says_how_to_repeat_it(demo):
     assert read_json(demo/"world"/"synthetic.summary.json")["provenance"]["backend"] == "rules"
 
 
+def test_runs_side_by_side_are_the_runs_one_after_another(demo, tmp_path, monkeypatch):
+    from sail_nbdev import experiments
+    monkeypatch.setattr(experiments, "_WORTH", 0)
+    monkeypatch.setattr(experiments.os, "cpu_count", lambda: 2)
+    configs = experiments.demo_configs(42, fast=True)
+    configs = {m: configs[m] for m in ("uniform", "sail_plus")}
+    assert experiments._n_workers(list(configs.values()), 1, "cpu") == 2
+    experiments.compare(configs, demo/"world", tmp_path, "cpu", progress=False)
+    for m in configs: same_tensors(tmp_path/"runs"/m/"model.safetensors", demo/"runs"/m/"model.safetensors")
+
+
 def test_training_has_no_time_stamp_to_read(demo):
     assert "timestamps" not in (demo/"world"/"annotations"/"train.json").read_text()
     assert not any("truth" in p.read_text(errors="ignore") for p in (demo/"runs").rglob("*.json"))
