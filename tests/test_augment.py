@@ -1,32 +1,28 @@
 "The command `sail_augment`: wrong input, the estimate, and the way from files to captions that are seen."
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import shell
 from test_writers import ANSWERS, blip, walls  # noqa: F401
 
 from sail_nbdev.core import read_json, write_json
 from sail_nbdev.gaps import AnswerCache
 
 ANNOTATIONS = Path(__file__).parents[2]/"shared"/"data"/"annotations"
-COMMAND = str(Path(sys.executable).parent/"sail_augment")
 
 
-def run(*args):
+def run(*args, how=shell.run):
     "The command, without a hub."
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, env=env)
+    return how("sail_augment", *args, HF_HUB_OFFLINE=1)
 
 
 WRONG = [
-    (["--tries", 0], "tries=0 must be greater than 0"), (["--share", 2], "share=2.0 must be in [0,1]"),
+    (["--tries", 0], "--tries 0: must be a whole number from 1"), (["--share", 2], "--share 2.0: must be a number from 0 to 1"),
     (["--backend", "gpt"], "not one of transformers, openai, file, rules"),
     (["--backend", "file"], "--backend file needs --file"),
     (["--out", "/proc/x/s.json"], "cannot be written"),
     (["--backend", "file", "--file", "nowhere.json"], "nowhere.json: no such file"),
-    (["--concurrency", -1], "concurrency=-1 must be")]
+    (["--concurrency", -1], "--concurrency -1: must be")]
 
 
 @pytest.mark.parametrize("args, message", WRONG)
@@ -45,7 +41,7 @@ def test_wrong_input_is_one_sentence(tmp_path, args, message):
 @pytest.mark.parametrize("name, gaps", [("anet_train", "27,412"), ("yc2_train", "9,004")])
 def test_dry_run(name, gaps):
     if not ANNOTATIONS.exists(): pytest.skip("the annotation files are not beside this checkout")
-    r = run(ANNOTATIONS/f"{name}.json", "--dry_run", "--price_in", "1")
+    r = run(ANNOTATIONS/f"{name}.json", "--dry_run", "--price_in", "1", how=shell.run_process)
     assert r.returncode == 0 and r.stdout.startswith(f"{gaps} gaps; about "), r
     for words in ("captions per second", "about $", "nothing was asked"): assert words in r.stdout
 

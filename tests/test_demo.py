@@ -1,16 +1,16 @@
-"The main job as users run it: `sail_demo --fast` and the commands that read what it wrote, each a process."
+"The main job as users run it: `sail_demo --fast` and the commands that read what it wrote."
 import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shell import refused, run, run_process, start_process
 
 from sail_nbdev.core import read_json, write_json
 
@@ -19,32 +19,10 @@ METHODS = ["uniform", "ilcacm", "sail", "sail_plus"]
 EXPECTED = Path(__file__).parents[2]/"shared"/"data"/"eval"/"expected"/"anet200.json"
 
 
-def command(name, *args):
-    return [str(Path(sys.executable).parent/name), *map(str, args)]
-
-
-def run(name, *args, cwd=None, **env):
-    env = {**os.environ, **env}
-    return subprocess.run(command(name, *args), capture_output=True, text=True, cwd=cwd, env=env)
-
-
-def start(name, *args):
-    "The command in a process group of its own, to be interrupted."
-    streams = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command(name, *args), start_new_session=True, **streams)
-
-
-def refused(r, name, *words):
-    "One sentence on stderr that holds `words`, exit code 2."
-    lines = [line for line in r.stderr.splitlines() if line.strip()]
-    assert r.returncode == 2 and r.stdout == "" and len(lines) == 1, r
-    assert lines[0].startswith(f"{name}: ") and all(w in lines[0] for w in words), lines
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")/"demo"
-    r = run("sail_demo", "--out", out, "--fast", "--device", "cpu")
+    r = run_process("sail_demo", "--out", out, "--fast", "--device", "cpu")
     assert r.returncode == 0, r.stderr[-3000:]
     assert f"open {out/'report.html'}" in r.stdout and "uniform" in r.stdout
     return out
@@ -163,7 +141,7 @@ def test_interrupted_and_run_again_gives_the_same(demo, tmp_path):
               when("runs/uniform/checkpoints/*"), when("predictions/ilcacm.json")]
     stopped = 0
     for there in places:
-        p = start("sail_demo", "--out", out, "--fast", "--device", "cpu")
+        p = start_process("sail_demo", "--out", out, "--fast", "--device", "cpu")
         while p.poll() is None and not there(out):
             time.sleep(.02)
         os.killpg(p.pid, signal.SIGINT)
@@ -174,7 +152,7 @@ def test_interrupted_and_run_again_gives_the_same(demo, tmp_path):
             assert "interrupted; finished steps are kept" in words and "Traceback" not in words
         assert [q for q in out.rglob("*") if q.name.startswith(".")] == [], f"after {stopped}"
     assert stopped >= 4
-    r = run("sail_demo", "--out", out, "--fast", "--device", "cpu")
+    r = run_process("sail_demo", "--out", out, "--fast", "--device", "cpu")
     assert r.returncode == 0, r.stderr[-2000:]
     for file in ("world/features/shards/*", "world/text/shards/*", "runs/*/model.safetensors"):
         assert list(out.glob(file))
@@ -187,7 +165,7 @@ def test_interrupted_and_run_again_gives_the_same(demo, tmp_path):
 
 def test_scores_come_back_from_the_command(demo, tmp_path):
     truth = demo/"world"/"annotations"/"val.json"
-    r = run("sail_eval", demo/"predictions"/"sail.json", truth, "--out", tmp_path/"s.json")
+    r = run_process("sail_eval", demo/"predictions"/"sail.json", truth, "--out", tmp_path/"s.json")
     assert r.returncode == 0, r.stderr
     assert read_json(tmp_path/"s.json") == read_json(demo/"scores.json")["sail"]
 
@@ -196,7 +174,7 @@ def test_caption_a_held_out_video(demo, tmp_path):
     "The command on the video file gives what the demo predicted from the stored features."
     video = demo/"world"/"videos"/"val_0001.mp4"
     outputs = ("--out", tmp_path/"e.json", "--srt", tmp_path/"e.srt", "--html", tmp_path/"e.html")
-    r = run("sail_caption", video, "--model", demo, *outputs, "--device", "cpu")
+    r = run_process("sail_caption", video, "--model", demo, *outputs, "--device", "cpu")
     assert r.returncode == 0, r.stderr
     files = (tmp_path/"e.json", demo/"predictions"/"sail.json")
     found, wanted = (read_json(p)["results"]["val_0001"] for p in files)
@@ -303,7 +281,7 @@ def test_one_bad_video_among_good_ones(demo, tmp_path):
 
 def test_report_of_runs_and_training_from_the_command_line(demo, tmp_path):
     asked = ("toy", "--data", demo/"world", "--out", tmp_path/"run", "--method", "ilcacm", "--seed", 1)
-    r = run("sail_train", *asked, "--device", "cpu", "--override", *SHORT)
+    r = run_process("sail_train", *asked, "--device", "cpu", "--override", *SHORT)
     assert r.returncode == 0, r.stderr[-2000:]
     r = run("sail_train", *asked, "--override", *SHORT)
     refused(r, "sail_train", "holds a run already", "--resume")
@@ -396,7 +374,7 @@ def test_ablate_names_its_grids(tmp_path):
     r = run("sail_ablate", "everything", "--out", tmp_path/"a")
     refused(r, "sail_ablate", "'everything'", "components")
     r = run("sail_ablate", "methods", "--data", tmp_path/"nowhere", "--out", tmp_path/"a", "--seeds", 0)
-    refused(r, "sail_ablate", "seeds=0")
+    refused(r, "sail_ablate", "--seeds 0")
 
 
 # -- from a data folder to scores, and grids
@@ -447,7 +425,7 @@ def test_sail_plus_from_training_to_a_captioned_file(demo, plus, tmp_path):
     log = read_rows(plus/"log.jsonl")
     assert all("align" in row for row in log)
     assert all({"aug", "sim"} <= row.keys() for row in log if row["stage"] == 2)
-    r = run("sail_predict", plus, "--data", demo/"world", "--device", "cpu")
+    r = run_process("sail_predict", plus, "--data", demo/"world", "--device", "cpu")
     assert r.returncode == 0, r.stderr[-2000:]
     counts = read_json(plus/"counts_val.json")
     assert set(counts) == {"n_events"} and numbers(plus/"predictions_val.json") == counts["n_events"]
@@ -499,7 +477,7 @@ def test_a_grid_goes_on_where_it_was_stopped(demo, tmp_path):
     out = tmp_path/"usage"
     asked = ("sail_ablate", "usage", "--data", demo/"world", "--seeds", 1, "--out", out, "--device", "cpu")
     args = (*asked, "--override", *TINY, *SHORT)
-    p = start(*args)
+    p = start_process(*args)
     while p.poll() is None and not (out/"seed_42"/"runs"/"ilcacm-sim"/"model.safetensors").exists():
         time.sleep(.02)
     os.killpg(p.pid, signal.SIGINT)

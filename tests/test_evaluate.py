@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shell
 import torch
 
 from sail_nbdev import evaluate as module
@@ -402,7 +403,7 @@ def test_the_commands_write_tables_and_uniform_baselines(tmp_path):
     refs = [tmp_path/f"r{k}.json" for k in (0, 1)]
     for path, annotator in zip(refs, annotators): write_json(path, annotator)
     def run(*args):
-        done = subprocess.run(script(*args), capture_output=True, text=True)
+        done = shell.run(*args)
         assert done.returncode == 0, done.stderr
         return done.stdout
     files = ("--per_video", tmp_path/"v.csv", "--out", tmp_path/"s.json")

@@ -1,16 +1,14 @@
 "The report, on a small folder of the shape that `sail_demo` writes."
 import base64
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
+import shell
 from pages import EVIL, Page, check_escaped, check_self_contained, put_run
 
 from sail_nbdev.core import InputError
@@ -352,12 +350,11 @@ def test_no_colour_runs_out():
 
 
 def run(*args):
-    command = [sys.executable, "-m", "sail_nbdev.commands", "sail_report", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"})
+    return shell.run("sail_report", *args, MPLBACKEND="Agg")
 
 
 def test_command(made_demo, tmp_path):
-    done = run(made_demo[0], "--out", tmp_path/"r.html")
+    done = shell.run_process("sail_report", made_demo[0], "--out", tmp_path/"r.html")
     assert done.returncode == 0 and "r.html" in done.stdout, done.stderr
     check_self_contained((tmp_path/"r.html").read_text())
     bad = run(tmp_path/"nowhere", "--out", tmp_path/"x.html")
