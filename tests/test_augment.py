@@ -17,7 +17,8 @@ def run(*args, how=shell.run):
 
 
 WRONG = [
-    (["--tries", 0], "--tries 0: must be a whole number from 1"), (["--share", 2], "--share 2.0: must be a number from 0 to 1"),
+    (["--tries", 0], "--tries 0: must be a whole number from 1"),
+    (["--share", 2], "--share 2.0: must be a number from 0 to 1"),
     (["--backend", "gpt"], "not one of transformers, openai, file, rules"),
     (["--backend", "file"], "--backend file needs --file"),
     (["--out", "/proc/x/s.json"], "cannot be written"),
