@@ -103,7 +103,7 @@ def inside(page, site, settings):
         known = not match[2] or f'id="{match[2][1:]}"' in target.read_text(encoding="utf-8")
         return os.path.relpath(target, page.parent).replace(os.sep, "/") + (match[2] or "") * known
     text = page.read_text(encoding="utf-8")
-    new = re.sub(rf"{re.escape(base)}([\w/.-]+\.html)(#[\w.-]+)?(?=[\"\')])", moved, text)
+    new = re.sub(rf"{re.escape(base)}([\w/.-]+\.html)(#[\w.-]+)?(?=[\"\')\s])", moved, text)
     if new != text: page.write_text(new, encoding="utf-8")
 
 
