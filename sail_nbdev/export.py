@@ -109,12 +109,12 @@ def mask_text(
     times = np.array([first, last]) / max(len(curve) - 1, 1) * duration
     return " ".join([*(f"{t:.2f}" for t in times), *(f"{p:.0f}" for p in percents)])
 
-# %% ../nbs/17_export.ipynb #99d9d207
+# %% ../nbs/17_export.ipynb #1765dda7
 def _event_line(e: Event, duration: float, curve=None) -> FT:
     "One event of a transcript; `curve` [K] is its mask over the whole video."
     times = f"{clock(e.start, duration)}–{clock(e.end, duration)}"
-    sure = getattr(e, "confidence", None)
-    chance = None if sure is None else Span(f"{sure:.0%}", cls="sv-sure", title=f"confidence {sure:.0%}")
+    sure = "" if e.confidence is None else f"{e.confidence:.0%}"
+    chance = Span(sure, cls="sv-sure", title=f"confidence {sure}") if sure else None
     place = dict(data_start=f"{e.start:.3f}", data_end=f"{e.end:.3f}", data_mask=mask_text(curve, duration))
     return Li(Span(times, cls="sv-when"), Span(e.caption, cls="sv-caption"), chance, cls="sv-event",
               role="option", aria_selected="false", tabindex="-1", **place)
@@ -180,15 +180,19 @@ def _timeline(duration: float, strip: tuple[str, int] | None = None) -> list[FT]
             Div(canvas, image, tip, cls="sv-time", tabindex="0", **slider),
             ft("canvas", cls="sv-map", aria_hidden="true")]
 
-# %% ../nbs/17_export.ipynb #c6fb1baa
-def _kbd(key: str) -> FT:
-    return ft("kbd", key)
+# %% ../nbs/17_export.ipynb #c4de211b
+_KEYS = {
+    ("space",): "plays", ("←", "→"): "move by a second, with shift by five",
+    ("n", "p"): "go to the next and previous event", ("+", "−", "0"): "zoom, as does the wheel with ctrl",
+    ("[", "]"): "move the view, as does a drag", ("z",): "shows one event, as does a double click",
+    ("/",): "searches"}
 
-_KEYS = P(_kbd("space"), " plays, ", _kbd("←"), " ", _kbd("→"), " move by a second (with ", _kbd("shift"),
-          " by five), ", _kbd("n"), " and ", _kbd("p"), " go to the next and previous event, ", _kbd("+"),
-          " ", _kbd("−"), " ", _kbd("0"), " or the wheel zoom, a drag or ", _kbd("["), " ", _kbd("]"),
-          " move the view, ", _kbd("z"), " or a double click shows one event, ", _kbd("/"), " searches",
-          cls="sv-keys")
+def _keys_line() -> FT:
+    "What the keys do."
+    parts = [(*(ft("kbd", k) for k in keys), f" {does}; ") for keys, does in _KEYS.items()]
+    return P(*(piece for part in parts for piece in part), cls="sv-keys")
+
+# %% ../nbs/17_export.ipynb #4dae7d89
 _NO_VIDEO = "This browser cannot play the video; timeline and transcript still work."
 _BROKEN = P(_NO_VIDEO, cls="sv-broken", hidden=True)
 
@@ -213,7 +217,7 @@ def _now_lines(colors: dict[str, str]) -> FT:
     lines = [P(B(name), Span(), cls="sv-now", style=f"--c:{color}") for name, color in colors.items()]
     return Div(*lines, cls="sv-captions")
 
-# %% ../nbs/17_export.ipynb #8cc2c140
+# %% ../nbs/17_export.ipynb #660f1f3c
 def player_fragment(
     rows: dict[str, list[Event]],   # Named lists of events, seconds: one row of the timeline each
     duration: float,                # Length of the video, seconds
@@ -236,7 +240,7 @@ def player_fragment(
     return Figure(
         ft("figcaption", title) if title else None,
         _screen(source, rows, main), side, _now_lines(colors) if len(rows) > 1 else None,
-        *_timeline(duration, strip), _KEYS,
+        *_timeline(duration, strip), _keys_line(),
         cls="sv", data_duration=f"{duration:.3f}", data_main=main, aria_label=f"Player: {title or 'video'}")
 
 # %% ../nbs/17_export.ipynb #c4499b42

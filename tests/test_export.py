@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 
+import numpy as np
 import pysubs2
 import pytest
 from fastcore.xml import to_xml
@@ -11,8 +12,8 @@ from pages import EVIL, Page, check_escaped, check_self_contained
 
 from sail_nbdev.core import Event, InputError
 from sail_nbdev.data import read_predictions
-from sail_nbdev.export import (events_subtitles, html_page, player_fragment, player_html, video_source,
-                               write_events)
+from sail_nbdev.export import (clock, events_subtitles, html_page, mask_text, player_fragment, player_html,
+                               transcript, video_source, write_events)
 
 EVENTS = [Event(0, 2.0004, "A ball rolls."), Event(1.9996, 3.5, "It stops & waits."),
           Event(3661.2345, 3700, EVIL)]
@@ -71,6 +72,37 @@ def test_player_has_a_row_for_each_name(made_demo):
     page = check_self_contained(text)
     assert [a["data-row"] for _, a in page.elements if "data-row" in a] == list(rows)
     assert len(page.all(class_="sv-event")) == 3 and EVIL in page.texts
+
+
+def test_the_transcript_says_how_sure_a_method_is():
+    events = [Event(0, 2, "A ball.", confidence=.84), Event(2, 3, "b")]
+    page = Page(to_xml(transcript("mine", events, 4., "#123")))
+    assert [a["title"] for a in page.all("span", class_="sv-sure")] == ["confidence 84%"]
+
+
+def test_one_clock_for_a_page():
+    assert [clock(t, 3600) for t in (0, 65, 3599.9)] == ["0:00:00", "0:01:05", "0:59:59"]
+    assert [clock(t, 3599) for t in (0, 65, 3599.9)] == ["0:00", "1:05", "59:59"]
+
+
+def test_a_mask_keeps_its_place_and_its_height():
+    "However many points it has, what is written of it comes within a percent."
+    times = np.linspace(0, 3600, 20_000)
+    curve = np.exp(-.5 * ((times - 1800) / 4) ** 2)
+    start, end, *percents = map(float, mask_text(curve, 3600.).split())
+    assert len(percents) == 48 and 1780 < start < 1790 and 1810 < end < 1820
+    back = np.interp(times, np.linspace(start, end, 48), np.array(percents) / 100)
+    assert abs(back - curve)[(times > start) & (times < end)].max() < .02
+    assert mask_text(np.zeros(9), 3.) is None
+
+
+def test_captions_stay_in_full_screen(made_demo):
+    "Each row is a track of the video, the main one is shown."
+    rows = {"truth": EVENTS[:2], "sail": EVENTS}
+    page = Page(to_xml(player_fragment(rows, 4000., video_source(video(made_demo)), main="truth")))
+    tracks = page.all("track")
+    assert [(t["label"], "default" in t) for t in tracks] == [("truth", True), ("sail", False)]
+    assert base64.b64decode(tracks[1]["src"].split(",")[1]).decode() == events_subtitles(EVENTS, "vtt")
 
 
 def test_captions_ids_and_names_full_of_markup_are_text(tmp_path):
