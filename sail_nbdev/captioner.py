@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from .clip import hub_or_cache
 from .config import Config
 from .core import InputError
 from .data import NO_CAPTION, send
@@ -56,9 +55,7 @@ def load_tokenizer(
     "A tokenizer with the four marks. `InputError` if it cannot be had."
     path = Path(name)
     path = path/"tokenizer.json" if path.is_dir() else path
-    try:
-        with hub_or_cache(name):
-            tok = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(str(name))
+    try: tok = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(str(name))
     except Exception as e:
         raise InputError(f"tokenizer {name}: neither a local tokenizer.json nor reachable on the model hub "
                          f"({type(e).__name__}); give a folder that holds one") from None
@@ -102,8 +99,7 @@ def _random_decoder(c, rows: int):
 def _pretrained_decoder(c, rows: int):
     "The GPT-2 that `pretrained` names. `InputError` if it cannot be had or has another shape."
     name = f"captioner.pretrained={c.pretrained!r}"
-    try:
-        with hub_or_cache(c.pretrained): gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained, activation_function=_GELU)
+    try: gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained, activation_function=_GELU)
     except OSError:
         raise InputError(f"{name}: neither a local folder nor reachable on the model hub; "
                          "give a folder, or pretrained=none for random weights") from None
@@ -379,7 +375,7 @@ def _step(self: Captioner, s: _Beams, h, t: int, least: int, most: int) -> _Beam
     live = s.live & (scores[:, 0] / share > kept[1][:, -1])
     return _Beams(s.row, live, *kept, _pick(texts, i), scores, parent.gather(1, i), token.gather(1, i))
 
-# %% ../nbs/10_captioner.ipynb #5324de3a
+# %% ../nbs/10_captioner.ipynb #dfeedbae
 @patch
 def beam_search(self: Captioner,
     prompt,         # [M,P,d] embedded
@@ -398,13 +394,13 @@ def beam_search(self: Captioner,
         if t + 1 == most: break
         if (t + 1) % every == 0 and t + 1 > every:
             on = s.live.tolist()
+            if not any(on): break
             if not all(on):
                 best.index_copy_(0, s.row, s.ended[:, 0])
                 rows, = send([np.flatnonzero(on)], prompt.device)
                 s = _Beams(*(x.index_select(0, rows) for x in s))
                 sees = sees.index_select(0, rows)
                 cache.keep(rows)
-            if not any(on): break
         h, sees = self._read_beams(s.token, s.parent, sees, P + t, cache)
     return best.index_copy_(0, s.row, s.ended[:, 0])
 

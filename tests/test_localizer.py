@@ -6,9 +6,11 @@ import pytest
 import torch
 from oracles import mask_row
 
+from sail_nbdev.alignment import caption_scores, expected_events, lattice, posterior
 from sail_nbdev.config import Config
 from sail_nbdev.core import InputError
-from sail_nbdev.localizer import QueryLocalizer, uniform_layout
+from sail_nbdev.localizer import QueryLocalizer, make_localizer, uniform_layout
+from sail_nbdev.losses import alignment_loss
 from sail_nbdev.masks import cauchy_mask, gaussian_mask, hard_mask, to_intervals
 
 FAMILIES = dict(gaussian=gaussian_mask, cauchy=cauchy_mask, hard=hard_mask)
@@ -88,3 +90,54 @@ def test_dropout_on_the_queries_is_drawn_for_each_video():
     localizer.drop.register_forward_hook(lambda module, args, out: seen.update(queries=out))
     localizer(torch.zeros(2, 32, 96), torch.ones(2, 3, dtype=bool))
     assert not torch.equal(*seen["queries"])
+
+
+def localizer(kind):
+    torch.manual_seed(0)
+    small = {"data.feature_dim": 24, "data.n_frames": 40, "localizer.d_model": 32, "localizer.kind": kind}
+    net = make_localizer(Config.preset("toy", overrides=small)).eval()
+    if kind == "frames": torch.nn.init.normal_(net.head.weight)
+    return net
+
+
+def long_videos(B=64, T=40, D=24):
+    "Videos of four scenes with a large part in common, whose differences are lost in few digits."
+    g = torch.Generator().manual_seed(0)
+    common = 3 * torch.randn(B, 1, D, generator=g)
+    scenes = torch.randn(B, 4, D, generator=g).repeat_interleave(T // 4, 1)
+    frames = common + scenes + .5 * torch.randn(B, T, D, generator=g)
+    return frames, torch.arange(5) < torch.randint(1, 6, (B, 1), generator=g)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind,tolerance", dict(uniform=0., changes=0., queries=.01, frames=.02).items())
+def test_autocast_moves_no_event(kind, tolerance, precision):
+    "Without a net exactly none; with one no further than the digits of its layers."
+    net = localizer(kind)
+    frames, valid = long_videos()
+    wanted = net(frames, valid)
+    with torch.autocast("cpu", precision): found = net(frames, valid)
+    for a, b in zip(found, wanted):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a[valid], b[valid], atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_sums_over_frames_are_exact_under_autocast(precision):
+    "Heads, lattice, expected events and alignment from the same states and scores."
+    net = localizer("frames")
+    frames, valid = long_videos()
+    h = 9 * torch.randn(64, 40, 32, generator=torch.Generator().manual_seed(1))
+
+    def computed():
+        enter, stay = (s[..., None].expand(-1, -1, 5) for s in net._heads(h).unbind(-1))
+        starts, holds = posterior(enter, stay, valid)
+        z = caption_scores(frames, frames[:, ::8], valid)
+        loss = alignment_loss(enter[..., 0], stay[..., 0], z, valid, 5)
+        return enter, starts, lattice(enter, stay), *expected_events(starts, holds, valid), z, loss
+
+    wanted = computed()
+    with torch.autocast("cpu", precision): found = computed()
+    assert all(map(torch.equal, found, wanted))
