@@ -266,7 +266,7 @@ class Stage(anywidget.AnyWidget):
     film = traitlets.Bytes().tag(sync=True)     # The video file; empty without one
     strip = traitlets.Bytes().tag(sync=True)    # JPEG; empty without one
 
-# %% ../nbs/22_explorer.ipynb #ef01f752
+# %% ../nbs/22_explorer.ipynb #9ebd05f0
 @patch
 def _scene_row(self: EventExplorer, name: str, events: list[Event], color: str) -> dict:
     "One row of the scene; that of the chosen method has masks and can be moved."
@@ -275,7 +275,8 @@ def _scene_row(self: EventExplorer, name: str, events: list[Event], color: str) 
     look = dict(localizer=self.config().localizer, duration=duration, n_frames=mask_points(events))
     curves = event_masks(events, **look) if chosen and events else [None] * len(events)
     def event(e, curve):
-        return dict(start=e.start, end=e.end, text=e.caption, mask=mask_text(curve, duration))
+        sure = None if e.confidence is None else f"{e.confidence:.0%}"
+        return dict(start=e.start, end=e.end, text=e.caption, sure=sure, mask=mask_text(curve, duration))
     return dict(name=name, color=color, moves=chosen, events=[event(*pair) for pair in zip(events, curves)])
 
 # %% ../nbs/22_explorer.ipynb #7185b982
