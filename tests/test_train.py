@@ -29,8 +29,7 @@ from sail_nbdev.data import clean_caption, read_annotations
 from sail_nbdev.model import Sail
 from sail_nbdev.store import digest, open_store
 from sail_nbdev.train import _accelerator, _backward, _draw_curves, _load_validation, _open_log, read_log
-from sail_nbdev.train import stage1_settings, take_over
-from sail_nbdev.train import train, training_settings, validation_loss
+from sail_nbdev.train import stage1_settings, take_over, train, training_settings, validation_loss
 
 TINY = {"data.feature_dim": 12, "data.n_frames": 9, "data.max_captions": 4, "localizer.n_queries": 4,
         "captioner.d_model": 16, "captioner.n_heads": 2, "captioner.encoder_ffn": 24,
@@ -105,21 +104,27 @@ def wait_for_an_update(process, out, seconds=60):
     while process.poll() is None and log_size(out) <= before and time.time() < end: time.sleep(.002)
 
 
-def kill_and_continue(tmp_path, data, alone, kills):
-    "Kill a run a moment after an update, `kills` times, and let it end; returns how often it was killed."
-    tiny().save(tmp_path/"c.json")
+def kill(command, out, seconds):
+    "Start a training, and kill it so many seconds after its next update; was it still at work?"
+    p = subprocess.Popen(command, stderr=subprocess.PIPE)
+    wait_for_an_update(p, out)
+    time.sleep(seconds)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    return p.returncode == -signal.SIGKILL
+
+
+def kill_and_continue(tmp_path, config, data, alone, kills, between=lambda out: None):
+    "Kill a run `kills` times a moment after an update, and let it end; returns how often it was killed."
+    config.save(tmp_path/"c.json")
     rng = random.Random(kills)
     out = tmp_path/"run"
     killed = 0
     command = [sys.executable, "-c", SCRIPT, str(tmp_path/"c.json"), str(data), str(out)]
     for _ in range(kills):
-        p = subprocess.Popen(command, stderr=subprocess.PIPE)
-        wait_for_an_update(p, out)
-        time.sleep(rng.random() * .12)
-        p.send_signal(signal.SIGKILL)
-        p.wait()
-        killed += p.returncode == -signal.SIGKILL
+        killed += kill(command, out, rng.random() * .12)
         if (out/"model.safetensors").exists(): break
+        between(out)
     r = subprocess.run(command, capture_output=True)
     assert r.returncode == 0, r.stderr
     same_run(alone, out)
@@ -127,14 +132,19 @@ def kill_and_continue(tmp_path, data, alone, kills):
 
 
 def test_killed_three_times_ends_in_the_same_weights(tmp_path, data, alone):
-    assert kill_and_continue(tmp_path, data, alone, 3) == 3
+    assert kill_and_continue(tmp_path, tiny(), data, alone, 3) == 3
 
 
 @pytest.mark.skipif("SAIL_NIGHT" not in os.environ, reason="takes minutes; set SAIL_NIGHT=1 to run it")
-def test_killed_twenty_times_ends_in_the_same_weights(tmp_path, data, alone):
-    folders = [tmp_path/str(i) for i in range(4)]
-    for folder in folders: folder.mkdir()
-    assert sum(kill_and_continue(folder, data, alone, 5) for folder in folders) >= 16
+@pytest.mark.parametrize("seed", [10, 11])
+def test_killed_ten_times_with_a_full_disk_between_ends_in_the_same_weights(tmp_path, data, seed):
+    "After each kill the disk is full for a while: the log cannot grow by more than half a row."
+    config = tiny(train__epochs_stage1=6, train__epochs_stage2=6)
+    train(config, data, tmp_path/"alone", **ON_CPU)
+    errors = []
+    def fill(out): errors.append(on_a_full_disk(tmp_path, config, data, out, log_size(out) + 40, 10))
+    assert kill_and_continue(tmp_path, config, data, tmp_path/"alone", seed, fill) == seed
+    assert len(errors) == seed and all("cannot be written" in e for e in errors)
 
 
 # -- checkpoints
@@ -210,10 +220,10 @@ train(Config.load(config), data, out, **go_on)
 """
 
 
-def on_a_full_disk(tmp_path, data, out, limit, minutes):
+def on_a_full_disk(tmp_path, config, data, out, limit, minutes):
     "Go on where no file can grow beyond `limit` bytes; returns the last line of the error."
-    tiny().save(tmp_path/"c.json")
-    options = map(str, (tmp_path/"c.json", data, out, limit, minutes))
+    config.save(tmp_path/"full.json")
+    options = map(str, (tmp_path/"full.json", data, out, limit, minutes))
     r = subprocess.run([sys.executable, "-c", FULL_DISK, *options], capture_output=True, text=True)
     assert r.returncode == 1, r.stderr
     return r.stderr.splitlines()[-1]
@@ -224,7 +234,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
     out = tmp_path/"run"
     interrupted(data, out, 4)
     before = names(out/"checkpoints")
-    error = on_a_full_disk(tmp_path, data, out, 20_000, 0)
+    error = on_a_full_disk(tmp_path, tiny(), data, out, 20_000, 0)
     for words in ("InputError", "cannot be written", "--resume goes on from them"): assert words in error
     assert names(out/"checkpoints") == before == ["00000003", "00000004"]
     go_on(data, out)
@@ -235,7 +245,7 @@ def test_a_disk_that_fills_in_the_middle_of_an_epoch(tmp_path, data, alone):
     "The last line of the log is torn; with room again the run ends in the same bits."
     out = tmp_path/"run"
     interrupted(data, out, 4)
-    error = on_a_full_disk(tmp_path, data, out, log_size(out) + 40, 10)
+    error = on_a_full_disk(tmp_path, tiny(), data, out, log_size(out) + 40, 10)
     assert error.endswith("log.jsonl: cannot be written (File too large)")
     assert not (out/"log.jsonl").read_bytes().endswith(b"\n")
     with pytest.warns(UserWarning, match="log.jsonl: line 5 is torn, .* was cut"): go_on(data, out)
