@@ -273,7 +273,7 @@ def texts(self: Encoder,
     tokens = self.tokenizer(texts) if texts else torch.zeros(0, length, dtype=torch.long)
     return self._in_batches(self.model.encode_text, tokens.to(self.device), batch_size)
 
-# %% ../nbs/04_clip.ipynb #e05d0927
+# %% ../nbs/04_clip.ipynb #c92b4ce5
 class EncoderCost(NamedTuple):
     "What an encoder takes."
     megabytes: int      # To fetch, once
@@ -281,7 +281,11 @@ class EncoderCost(NamedTuple):
     rate: float         # Frames a second
 
 ENCODER_COSTS = {       # on two cores of an AMD EPYC
-    "ViT-B-32": EncoderCost(605, 1.6, 21.0),
+    "ViT-B-32": EncoderCost(605, 1.6, 21.3),
+    "MobileCLIP-S1": EncoderCost(340, 1.6, 11.8),
+    "MobileCLIP-S2": EncoderCost(397, 1.7, 7.9),
+    "ViT-B-16": EncoderCost(599, 1.7, 5.1),
+    "ViT-L-14": EncoderCost(1710, 2.7, 1.2),
 }
 
 # %% ../nbs/04_clip.ipynb #4fbf1470

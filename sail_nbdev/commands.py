@@ -167,8 +167,7 @@ def sail_features(
     only = dict(ids=ids, key=key, stride=None if stride == 1 else stride)
     if not estimate: _check_features(paths, out, texts, arrays, engine, decode, **only)
     jobs = find_videos(_as_list(paths)) if paths else {}
-    failed = False
-    if arrays: failed |= _take_over(arrays, out, ids, key, stride, model, pretrained, fps)
+    failed = bool(arrays) and _take_over(arrays, out, ids, key, stride, model, pretrained, fps)
     if not (jobs or texts or estimate): return int(failed)
     model, pretrained, dtype = _encoder_for(out if jobs else None, texts, (model, pretrained, dtype))
     if estimate: return _estimate_features(jobs, fps, model, pretrained, device or None)
@@ -176,8 +175,8 @@ def sail_features(
     encoder = Encoder(model, pretrained, device or None, dtype)
     if jobs:
         store = FeatureStore.create(out, **encoder.meta, fps=fps)
-        result = extract(jobs, store, encoder, fps, workers or None, batch_size, engine=engine, decode=decode)
-        failed |= _print_result(result, store)
+        how = dict(engine=engine, decode=decode)
+        failed |= _print_result(extract(jobs, store, encoder, fps, workers or None, batch_size, **how), store)
     if texts: _print_texts(encode_texts(texts, encoder))
     return int(failed)
 

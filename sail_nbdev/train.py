@@ -47,7 +47,7 @@ from .data import Batch, DeviceData, annotation_files, batches, clean_caption, d
 from .data import plain_preset, read_annotations
 from .localizer import QueryLocalizer
 from .model import Sail, load_weights, model_card, read_tensors
-from .store import open_store, stale_captions
+from .store import open_store, stale_captions, with_durations
 
 # %% auto #0
 __all__ = ['lr_factor', 'load_training_data', 'Position', 'train_epoch', 'read_log', 'plot_log', 'validation_loss',
@@ -657,7 +657,7 @@ def _encoder_settings(data: Path, out: Path) -> dict:
     for part, place in store.encoder_place().items():
         name = {"model": "folder", "pretrained": "file"}[part]
         meta |= {name: os.path.relpath(place, out.resolve()), "absolute": str(place)}
-    videos = read_annotations(annotation_files(data, "train")[0])
+    videos = with_durations(read_annotations(annotation_files(data, "train")[0]), store)
     seconds = [o.duration for o in videos.values() if o.duration]
     if seconds: meta["window"] = round(float(np.quantile(seconds, .95, method="higher")), 2)
     return meta
@@ -1068,7 +1068,8 @@ def cost_table(
 def _described(data: str | Path | None) -> tuple[dict, int]:
     'Training captions and feature width of a data folder: what "plain" is derived from.'
     if data is None: raise InputError("preset plain: is derived from a data folder; give --data")
-    return read_annotations(annotation_files(data, "train")[0]), open_store(data, "features").meta["dim"]
+    store = open_store(data, "features")
+    return with_durations(read_annotations(annotation_files(data, "train")[0]), store), store.meta["dim"]
 
 # %% ../nbs/15_train.ipynb #135443e8
 def training_videos(
