@@ -579,8 +579,8 @@ def backend_costs(
     rows = [f"{n_gaps:,} gaps; nothing was asked. The choices:",
             "  --backend rules: a rule that knows no language; nothing to fetch, seconds",
             "  --backend file --file F: captions made elsewhere; nothing to fetch",
-            f"  --model {small}: 0.1 GB ({get}), 1.8 GB of memory, {time_words(n_gaps / _SMALL_RATE)} on two CPU cores; "
-            "a small model, and its captions are poor"]
+            f"  --model {small}: 0.1 GB ({get}), 1.8 GB of memory, {time_words(n_gaps / _SMALL_RATE)} "
+            "on two CPU cores; a small model, and its captions are poor"]
     for name, size in _LANGUAGE_MODELS.items():
         who = "; SAIL's own, 4.7 captions a second there" if name.endswith("8B") else ""
         memory = f"{size} GB of memory on a GPU, {2 * size:.1f} GB on a CPU"
