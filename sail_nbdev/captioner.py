@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from .clip import hub_or_cache
 from .config import Config
 from .core import InputError
 from .data import NO_CAPTION, send
@@ -55,7 +56,9 @@ def load_tokenizer(
     "A tokenizer with the four marks. `InputError` if it cannot be had."
     path = Path(name)
     path = path/"tokenizer.json" if path.is_dir() else path
-    try: tok = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(str(name))
+    try:
+        with hub_or_cache(path):
+            tok = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(str(name))
     except Exception as e:
         raise InputError(f"tokenizer {name}: neither a local tokenizer.json nor reachable on the model hub "
                          f"({type(e).__name__}); give a folder that holds one") from None
@@ -99,7 +102,9 @@ def _random_decoder(c, rows: int):
 def _pretrained_decoder(c, rows: int):
     "The GPT-2 that `pretrained` names. `InputError` if it cannot be had or has another shape."
     name = f"captioner.pretrained={c.pretrained!r}"
-    try: gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained, activation_function=_GELU)
+    try:
+        with hub_or_cache(c.pretrained):
+            gpt2 = GPT2LMHeadModel.from_pretrained(c.pretrained, activation_function=_GELU)
     except OSError:
         raise InputError(f"{name}: neither a local folder nor reachable on the model hub; "
                          "give a folder, or pretrained=none for random weights") from None

@@ -246,7 +246,8 @@ def sail_augment(
         raise InputError(f"--{'model' if backend else 'backend'} must be given: nothing is fetched unasked")
     _need(out, "--out", "a file such as synthetic.json")
     check_outputs(synthetic_files(out), [annotations, file, Path(out).with_suffix(".jsonl")])
-    writer = make_backend(backend, model, base_url, file, data, videos, device, batch_size, concurrency, timeout)
+    how = (device, batch_size, concurrency, timeout)
+    writer = make_backend(backend, model, base_url, file, data, videos, *how)
     summary = write_synthetic(train, out, writer, seed=seed, share=share, tries=tries)
     say("\n".join(summary_lines(summary, out)))
     return 1 if summary["errors"] else 0
