@@ -180,7 +180,7 @@ def _timeline(duration: float, strip: tuple[str, int] | None = None) -> list[FT]
             Div(canvas, image, tip, cls="sv-time", tabindex="0", **slider),
             ft("canvas", cls="sv-map", aria_hidden="true")]
 
-# %% ../nbs/17_export.ipynb #c4de211b
+# %% ../nbs/17_export.ipynb #90b00f67
 _KEYS = {
     ("space",): "plays", ("←", "→"): "move by a second, with shift by five",
     ("n", "p"): "go to the next and previous event", ("+", "−", "0"): "zoom, as does the wheel with ctrl",
@@ -189,8 +189,7 @@ _KEYS = {
 
 def _keys_line() -> FT:
     "What the keys do."
-    parts = [(*(ft("kbd", k) for k in keys), f" {does}; ") for keys, does in _KEYS.items()]
-    return P(*(piece for part in parts for piece in part), cls="sv-keys")
+    return P(*(Span(*(ft("kbd", k) for k in keys), f" {does}") for keys, does in _KEYS.items()), cls="sv-keys")
 
 # %% ../nbs/17_export.ipynb #4dae7d89
 _NO_VIDEO = "This browser cannot play the video; timeline and transcript still work."
