@@ -180,7 +180,7 @@ def _timeline(duration: float, strip: tuple[str, int] | None = None) -> list[FT]
             Div(canvas, image, tip, cls="sv-time", tabindex="0", **slider),
             ft("canvas", cls="sv-map", aria_hidden="true")]
 
-# %% ../nbs/17_export.ipynb #90b00f67
+# %% ../nbs/17_export.ipynb #c241a615
 _KEYS = {
     ("space",): "plays", ("←", "→"): "move by a second, with shift by five",
     ("n", "p"): "go to the next and previous event", ("+", "−", "0"): "zoom, as does the wheel with ctrl",
@@ -189,7 +189,8 @@ _KEYS = {
 
 def _keys_line() -> FT:
     "What the keys do."
-    return P(*(Span(*(ft("kbd", k) for k in keys), f" {does}") for keys, does in _KEYS.items()), cls="sv-keys")
+    def line(keys, does): return Span(*(ft("kbd", k) for k in keys), f" {does}")
+    return P(*(line(*pair) for pair in _KEYS.items()), cls="sv-keys")
 
 # %% ../nbs/17_export.ipynb #4dae7d89
 _NO_VIDEO = "This browser cannot play the video; timeline and transcript still work."
