@@ -182,6 +182,11 @@ def _with_tf32(captioner) -> None:
         return _Switch.apply(False, losses)[0]
     captioner.forward = forward
 
+# %% ../nbs/15_train.ipynb #04c2795d
+def _may_round(acc) -> bool:
+    "Is there a GPU that would compute in fp32?"
+    return acc.device.type == "cuda" and acc.mixed_precision == "no"
+
 # %% ../nbs/15_train.ipynb #cf1bfaf9
 def _batches_per_update(config: Config, acc) -> int:
     "`train.accumulate`, rounded up so that every process has the same number of them."
@@ -633,7 +638,7 @@ def _sums(data, tokenizer, folder: Path | None) -> dict[str, str]:
     files = _data_sums(folder) if folder else {}
     return {**files, "captions": _digest(list(data.captions.items())), "tokens": _digest(tokens)}
 
-# %% ../nbs/15_train.ipynb #f6e2c44e
+# %% ../nbs/15_train.ipynb #1fc4d9b4
 class _RunFile(Shape):
     "What `run.json` must hold."
     data_sha256: dict[str, str] = {}
@@ -644,6 +649,7 @@ def _check_same_data(run: Path, sums: dict, config: Config, stage: int) -> None:
     read = ["captions", "tokens", "features/store.json"]
     if "texts" in needs: read += ["text/store.json"]
     if "gaps" in needs: read += ["synthetic.json", "synthetic_text/store.json"]
+    if "captions" not in sums: read += [name for name in sums if name.startswith("annotations/")]
     then = read_json(run/"run.json", _RunFile).get("data_sha256", {})
     for name in read:
         if name in then and name in sums and then[name] != sums[name]:
@@ -902,14 +908,14 @@ def _load_all(acc, config: Config, data, validate: bool) -> tuple:
         val = _load_validation(folder, config, device) if validate else None
         return load_training_data(folder, config, device), val, folder
 
-# %% ../nbs/15_train.ipynb #834198a2
+# %% ../nbs/15_train.ipynb #e565e27f
 def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bool) -> tuple:
     "A `_Training` as it stands in `out`, or its start, which is written; and its `Position`."
     data, val, folder = _load_all(acc, config, data, validate)
     sentence = _check_missing(data, folder) if folder else None
     if sentence and acc.is_main_process: say(sentence)
     model = _untrained(config, data, tokenizer).to(acc.device)
-    if acc.device.type == "cuda" and config.train.precision == "no": _with_tf32(model.captioner)
+    if _may_round(acc): _with_tf32(model.captioner)
     sums = _sums(data, model.captioner.tokenizer, folder)
     if (out/"config.json").exists(): _check_same_data(out, sums, config, 2)
     if stage1: _check_same_data(Path(stage1), sums, config, 1)
@@ -919,7 +925,14 @@ def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bo
     if acc.is_main_process: _write_start(config, out, folder, sums, stage1)
     return _Training(acc, model, optimizer, data, out, val), position
 
-# %% ../nbs/15_train.ipynb #1e228c92
+# %% ../nbs/15_train.ipynb #10f84545
+def _finished(acc, config: Config, data, out: Path) -> Sail:
+    "The model of a run that is done. `InputError` if its data folder has changed since."
+    if not isinstance(data, DeviceData) and Path(data).is_dir():
+        _check_same_data(out, _data_sums(Path(data)), config, 2)
+    return Sail.from_pretrained(out, str(acc.device))
+
+# %% ../nbs/15_train.ipynb #1fde8ea9
 def train(
     config: Config,
     data,                           # `DeviceData`, or a data folder
@@ -942,7 +955,7 @@ def train(
     acc = _accelerator(config, device, **_tracking(track, out))
     with _locked(acc, out):
         _check_out(config, out, resume)
-        if (out/"model.safetensors").exists(): return Sail.from_pretrained(out, str(acc.device))
+        if (out/"model.safetensors").exists(): return _finished(acc, config, data, out)
         training, position = _begin(acc, config, data, out, stage1, tokenizer, validate)
         training.minutes = checkpoint_minutes
         training.progress = progress
@@ -1014,7 +1027,7 @@ def _device_name(device: torch.device) -> str:
     n = torch.get_num_threads()
     return f"{device}, {n} thread{'s' * (n > 1)}"
 
-# %% ../nbs/15_train.ipynb #aef93275
+# %% ../nbs/15_train.ipynb #087fda12
 def estimate_cost(
     config: Config,
     n_videos: int,              # Training videos
@@ -1028,6 +1041,7 @@ def estimate_cost(
     c = config.changed({"captioner.pretrained": None})
     tokenizer = train_tokenizer([_WORDS] * 2)                       # a token per word, as GPT-2 has
     plain = Sail(c, tokenizer).to(acc.device).train()
+    if _may_round(acc): _with_tf32(plain.captioner)
     batch = _made_up_batch(c, acc.device)
     model, optimizer = acc.prepare(_compiled(plain) if compile else plain, _adamw(plain, c))
     gpu = acc.device.type == "cuda"

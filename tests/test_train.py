@@ -366,6 +366,8 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path, data, alone):
         train(tiny(), data, tmp_path/"run", resume=True, tokenizer=tokens, **ON_CPU)
     go_on(data, tmp_path/"run")
     same_run(tmp_path/"run", alone)
+    with pytest.raises(InputError, match="other data: its annotations/train.json changed since"):
+        go_on(other, tmp_path/"run")
 
 
 def test_texts_that_were_not_embedded_again_are_named(tmp_path, data):
