@@ -157,7 +157,8 @@ def test_report_without_a_video_file(copy, tmp_path):
 
 @pytest.mark.parametrize("broken, says", [
     ("scores.json", "scores.json: not JSON"), ("predictions/sail.json", "sail.json: not JSON"),
-    ("runs/sail/log.jsonl", "log.jsonl: not JSON at line 1"), ("runs/sail/config.json", "config.json: not JSON")])
+    ("runs/sail/log.jsonl", "log.jsonl: not JSON at line 1"),
+    ("runs/sail/config.json", "config.json: not JSON")])
 def test_damaged_files_are_named(copy, tmp_path, broken, says):
     (copy/broken).write_text('{"torn": ')
     with pytest.raises(InputError, match=re.escape(says)):
