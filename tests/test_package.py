@@ -374,6 +374,13 @@ def test_readme_is_the_home_page():
     shell(sys.executable, ".ci/readme.py", "--check")
 
 
+def test_readme_names_the_costs_of_chapter_4():
+    from sail_nbdev.clip import ENCODER_COSTS
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [f"| {k} | {c.megabytes:,} MB | {c.gigabytes} GB | {c.rate} |" for k, c in ENCODER_COSTS.items()]
+    assert [row for row in rows if row not in readme] == []
+
+
 def test_readme_keeps_text_outputs_and_turns_links(tmp_path):
     readme = load(".ci/readme.py", "readme")
     links = "[a](00_core.ipynb) [b](../LICENSE) [c](https://x.org/y) [d](#t)"
