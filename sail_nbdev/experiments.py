@@ -271,7 +271,8 @@ def run_demo(
     world = World.fast(seed=seed) if fast else World(seed=seed)
     configs = demo_configs(seed, fast)
     if progress and not (out/"scores.json").exists():
-        with _one_thread(): print(f"about {_demo_minutes(configs, world, device):.0f} minutes on this machine")
+        with _one_thread(): minutes = _demo_minutes(configs, world, device)
+        print(f"about {minutes:.0f} minutes on this machine")
     tell(f"1/3 the world: {out/'world'}")
     tell(f"    captions between events by {backend.about['model']}")
     data = prepare_world(world, out/"world", 40 if fast else 200, device, progress, backend)
