@@ -139,7 +139,7 @@ def _take_over(arrays: str, out: str, ids, key, stride: int, model, pretrained, 
     store = FeatureStore.create(out, **about)
     return _print_result(import_arrays(found, store), store)
 
-# %% ../nbs/24_commands.ipynb #20037d4e
+# %% ../nbs/24_commands.ipynb #fc6c1646
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
@@ -208,7 +208,7 @@ def sail_check(
     for line in report.lines(): say(line)
     return 0 if report.ready(method) else 1
 
-# %% ../nbs/24_commands.ipynb #6e4c826c
+# %% ../nbs/24_commands.ipynb #1eaed77d
 @command
 def sail_augment(
     annotations: str,               # Annotation file of the training videos
@@ -356,12 +356,14 @@ def _mask_curves(run, events: dict) -> dict:
     localizer = run.config.localizer
     return {v: event_masks(found, localizer, n_frames=mask_points(found)) for v, found in events.items()}
 
-# %% ../nbs/24_commands.ipynb #3635078d
+# %% ../nbs/24_commands.ipynb #433aaeb9
 def _print_events(events: dict) -> None:
-    "Print the events of each video, with its id where there are several."
+    "Print the events of each video, with its id where there are several, and how sure they are if known."
     for video, found in events.items():
         if len(events) > 1: say(video)
-        for e in found: say(f"{e.start:8.2f} {e.end:8.2f}  {e.caption}")
+        for e in found:
+            sure = "" if e.confidence is None else f" {e.confidence:4.0%}"
+            say(f"{e.start:8.2f} {e.end:8.2f}{sure}  {e.caption}")
 
 # %% ../nbs/24_commands.ipynb #08da6823
 _FORMS = ("json", "srt", "vtt", "html")
@@ -457,7 +459,7 @@ def sail_caption(
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
     return _give(result, targets, videos=files, embed=held, curves=_mask_curves(run, result.events))
 
-# %% ../nbs/24_commands.ipynb #d791f85c
+# %% ../nbs/24_commands.ipynb #245ab8a0
 def _aligner(encoder: str | None, model: str | None, device: str | None):
     "A run, or the encoder that was named. `InputError` for both, or for weights that know nothing."
     from sail_nbdev.clip import Encoder
@@ -465,13 +467,39 @@ def _aligner(encoder: str | None, model: str | None, device: str | None):
     if encoder and model: raise InputError("--encoder and --model: give one of them")
     if model: return Run.load(model, device)
     name = encoder or "ViT-L-14/openai"
-    if Path(name).is_dir(): return Encoder(name, None, device)
+    if Path(name).is_dir() or name.startswith(("hf-hub:", "local-dir:")): return Encoder(name, None, device)
     kind, _, weights = name.partition("/")
-    if weights and weights != "none": return Encoder(kind, weights, device)
-    raise InputError(f"--encoder {name}: must be MODEL/WEIGHTS such as ViT-L-14/openai, or a folder; random "
-                     "weights cannot compare frames with sentences")
+    if kind == "none" or weights == "none":
+        raise InputError(f"--encoder {name}: random weights cannot compare frames with sentences; "
+                         "name trained ones, MODEL/WEIGHTS such as ViT-L-14/openai, or a folder")
+    if not weights: raise InputError(f"--encoder {name}: no folder; as a model, {_weights(kind)}")
+    try: return Encoder(kind, weights, device)
+    except InputError as e: raise InputError(_as_encoder(name, str(e))) from e
 
-# %% ../nbs/24_commands.ipynb #e4302711
+# %% ../nbs/24_commands.ipynb #70fb27f6
+def _weights(model: str) -> str:
+    "The weights of an open_clip model as --encoder takes them, in a few words."
+    import open_clip
+    known = open_clip.list_pretrained_tags_by_model(model) or ["WEIGHTS"]
+    return " or ".join(f"{model}/{tag}" for tag in known[:3]) + ", …" * (len(known) > 3)
+
+# %% ../nbs/24_commands.ipynb #288f217c
+def _as_encoder(name: str, sentence: str) -> str:
+    "What is wrong with weights, in the words of `--encoder`, which has no `--pretrained` beside it."
+    reason, _, advice = sentence.partition("; ")
+    if "nor can be fetched" not in reason: return f"--encoder {name}: {sentence}"
+    return (f"--encoder {name}: {reason}; run once where huggingface.co can be reached and copy the cache, "
+            "or give MODEL/FILE with a file of weights, or a folder")
+
+# %% ../nbs/24_commands.ipynb #ead70816
+def _untimed_lines(untimed: dict) -> list[str]:
+    "A line for each video that has sentences without a place."
+    def line(v, left):
+        some = ", ".join(f"{n} {s[:40]!r}" for n, s in list(left.items())[:3]) + ", …" * (len(left) > 3)
+        return f"{v}: {len(left)} sentence{'s' * (len(left) > 1)} left without a time: {some}"
+    return [line(v, left) for v, left in untimed.items()]
+
+# %% ../nbs/24_commands.ipynb #dea2d56f
 @command
 def sail_align(
     videos: Param("A video file, a folder, or a list .jsonl with id, path and captions", str),
@@ -479,14 +507,14 @@ def sail_align(
                      str, nargs="?", opt=False) = None,
     encoder: str = None,        # open_clip MODEL/WEIGHTS or a folder (ViT-L-14/openai)
     model: str = None,          # A run instead: its encoder and, of SAIL+, its localizer
-    fps: bounded(.001, 1000.) = 1.0,    # Frames per second that are looked at, with --encoder
+    fps: bounded(.001, 1000.) = None,   # Frames a second to look at (as length and sentences ask for)
+    skip: bool = False,         # Leave sentences that fit nothing in the video without a time
     out: str = None,            # A file (.json, .srt, .vtt, .html), or a folder for one file per video (JSON)
     json: Param("Write all events as JSON; without a file one for each video, into --out", str, nargs="?",
                 const="") = None,
     srt: Param("Write subtitles; without a file likewise", str, nargs="?", const="") = None,
     vtt: Param("Write WebVTT; without a file likewise", str, nargs="?", const="") = None,
-    html: Param("Write a page with the video and its events; without a file likewise",
-                str, nargs="?", const="") = None,
+    html: Param("Write a page with the events; without a file likewise", str, nargs="?", const="") = None,
     annotations: str = None,    # Write an annotation file, to train on
     link: bool = False,         # The page links to the videos instead of holding them
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
@@ -494,18 +522,22 @@ def sail_align(
     "Find when each sentence of a video happens, without training; prints it, and writes what is asked for."
     from sail_nbdev.data import read_sentences
     from sail_nbdev.export import write_annotations
-    from sail_nbdev.run import align_all, sentences_of
+    from sail_nbdev.run import align_all, plan_alignment, sentences_of
+    from sail_nbdev.store import WorkBar
     from sail_nbdev.video import find_videos
     files = find_videos([videos])
-    source = sentences or videos
-    texts = sentences_of(files, read_sentences(source), source)
+    texts = sentences_of(files, read_sentences(sentences or videos), sentences or videos)
     targets = _check_outputs([json, srt, vtt, html], out, files, [videos, sentences])
     held = _held_in_pages(targets, files, link)
     check_outputs([*targets, annotations], [videos, sentences])
-    result = align_all(files, texts, _aligner(encoder, model, device), fps)
+    plan = plan_alignment(files, texts, fps)
+    aligner = _aligner(encoder, model, device)
+    say(plan, file=sys.stderr)
+    with WorkBar(plan, "align") as bar: result = align_all(files, texts, aligner, fps, skip, bar.frames)
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
     if annotations: write_annotations(result.events, result.durations, annotations)
-    return _give(result, targets, videos=files, embed=held)
+    say(*_untimed_lines(result.untimed), file=sys.stderr)
+    return _give(result, targets, videos=files, embed=held, untimed=result.untimed)
 
 # %% ../nbs/24_commands.ipynb #63e778b4
 def _eval_files(files, ref) -> tuple[dict[str, str], list[str]]:    # {system: file}, references

@@ -29,14 +29,17 @@ __all__ = ['events_json', 'events_subtitles', 'video_source', 'clock', 'mask_tex
            'player_fragment', 'html_page', 'player_html', 'embeddable', 'write_annotations', 'check_form',
            'write_events', 'write_each', 'write_outputs']
 
-# %% ../nbs/17_export.ipynb #3e060166
+# %% ../nbs/17_export.ipynb #49072bb1
 def events_json(
     events: dict[str, list[Event]],             # Events of each video, seconds
     durations: dict[str, float] | None = None,  # Length of each video, seconds
+    untimed: dict | None = None,                # Sentences without a place, {video: {number: sentence}}
 ) -> dict:
-    "Events in the form of the evaluators, with durations where they are known."
+    "Events in the form of the evaluators, with durations, and sentences without times, where there are any."
     known = {v: float(d) for v, d in (durations or {}).items()}
-    return predictions_json(events) | ({"durations": known} if known else {})
+    left = {v: [{"sentence": s, "timestamp": None, "number": n} for n, s in untimed[v].items()]
+            for v in events if v in (untimed or {})}
+    return predictions_json(events) | {k: o for k, o in (("durations", known), ("untimed", left)) if o}
 
 # %% ../nbs/17_export.ipynb #6ee81fbe
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
@@ -340,7 +343,7 @@ def check_form(
         raise InputError(f"{path}: a subtitle file holds one video, not {n_videos}; write one file for each")
     return form
 
-# %% ../nbs/17_export.ipynb #78532f6b
+# %% ../nbs/17_export.ipynb #97ab4cf7
 def write_events(
     events: dict[str, list[Event]] | list[Event],   # Events by video; a bare list belongs to the file's name
     path: str | Path,                               # Where to: .json, .srt, .vtt or .html
@@ -348,12 +351,13 @@ def write_events(
     videos: dict[str, str | Path] | None = None,    # The video files; for .html
     embed=True,                                    # Put the videos into the .html page, or those of these ids
     curves: dict | None = None,                     # Masks [N,K] of each video, for .html
+    untimed: dict | None = None,                  # Sentences without a place, as for `events_json`; for .json
 ) -> None:
     "Write events in the form that the suffix of `path` names. `InputError` for a form that cannot be."
     path = Path(path)
     found = _by_video(events, path)
     form = check_form(path, len(found))
-    if form == "json": write_json(path, events_json(found, durations))
+    if form == "json": write_json(path, events_json(found, durations, untimed))
     elif form == "html":
         write_text(path, _players_page(found, path, durations or {}, videos or {}, embed, curves or {}))
     else: write_text(path, events_subtitles(next(iter(found.values())), form))
