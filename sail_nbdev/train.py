@@ -620,7 +620,7 @@ def _git_state() -> str | None:
         return _git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, NameError, subprocess.SubprocessError): return None
 
-# %% ../nbs/15_train.ipynb #b37b79c6
+# %% ../nbs/15_train.ipynb #6f676e44
 def _digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -629,7 +629,7 @@ def _data_sums(data: Path) -> dict[str, str]:
     files = [p for p in (annotation_files(data, "train")[0], data/"synthetic.json") if p.is_file()]
     sums = {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     stores = [name for name in ("features", "text", "synthetic_text") if (data/name).is_dir()]
-    return {**sums, **{f"{name}/store.json": _digest(open_store(data, name).meta) for name in stores}}
+    return {**sums, **{name: _digest(open_store(data, name).meta) for name in stores}}
 
 # %% ../nbs/15_train.ipynb #9d6de251
 def _sums(data, tokenizer, folder: Path | None) -> dict[str, str]:
@@ -638,7 +638,7 @@ def _sums(data, tokenizer, folder: Path | None) -> dict[str, str]:
     files = _data_sums(folder) if folder else {}
     return {**files, "captions": _digest(list(data.captions.items())), "tokens": _digest(tokens)}
 
-# %% ../nbs/15_train.ipynb #1fc4d9b4
+# %% ../nbs/15_train.ipynb #e72569ad
 class _RunFile(Shape):
     "What `run.json` must hold."
     data_sha256: dict[str, str] = {}
@@ -646,9 +646,9 @@ class _RunFile(Shape):
 def _check_same_data(run: Path, sums: dict, config: Config, stage: int) -> None:
     "`InputError` if what the stages up to `stage` of `run` read was another; `sums` are those of now."
     needs = _needs(config, stage)
-    read = ["captions", "tokens", "features/store.json"]
-    if "texts" in needs: read += ["text/store.json"]
-    if "gaps" in needs: read += ["synthetic.json", "synthetic_text/store.json"]
+    read = ["captions", "tokens", "features"]
+    if "texts" in needs: read += ["text"]
+    if "gaps" in needs: read += ["synthetic.json", "synthetic_text"]
     if "captions" not in sums: read += [name for name in sums if name.startswith("annotations/")]
     then = read_json(run/"run.json", _RunFile).get("data_sha256", {})
     for name in read:

@@ -595,7 +595,7 @@ def test_a_run_is_taken_over_with_another_way_of_predicting(tmp_path, alone):
 def test_a_run_says_what_it_was_made_of(alone, data):
     about = read_json(alone/"run.json")
     assert set(about) == {"versions", "git", "seed", "command", "data", "data_sha256"}
-    stores = {f"{name}/store.json" for name in ("features", "text", "synthetic_text")}
+    stores = {"features", "text", "synthetic_text"}
     made = {"captions", "tokens", "annotations/train.json", "synthetic.json"}
     assert set(about["data_sha256"]) == made | stores
     digest = hashlib.sha256((data/"synthetic.json").read_bytes()).hexdigest()
