@@ -28,15 +28,27 @@ from tqdm.auto import tqdm
 from .core import InputError
 
 # %% auto #0
-__all__ = ['NO_JAVA', 'find_java', 'tokenize', 'Corpora', 'pair_codes', 'run_starts', 'expand', 'mean_by', 'Ngrams',
+__all__ = ['NO_JAVA', 'JavaError', 'find_java', 'tokenize', 'Corpora', 'pair_codes', 'run_starts', 'expand', 'mean_by', 'Ngrams',
            'count_ngrams', 'shared_ngrams', 'bleu', 'rouge_l', 'cider', 'PairFacts', 'pair_facts',
            'caption_scores_by_video', 'summable', 'meteor_score', 'Meteor', 'meteor_line']
 
-# %% ../nbs/18_text_scores.ipynb #16d32a6d
+# %% ../nbs/18_text_scores.ipynb #2e9c5703
+class JavaError(RuntimeError):
+    "A program in Java does not do its work. What needs none can still be scored."
+
+# %% ../nbs/18_text_scores.ipynb #4f1c937d
+_SETTINGS = {"_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "CLASSPATH"}
+
+def _environment() -> dict[str, str]:
+    "The environment without settings of Java."
+    return {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+
+# %% ../nbs/18_text_scores.ipynb #e7512559
 def _runs(java: str) -> bool:
-    "Whether this Java starts."
-    try: return subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0
+    "Whether this Java starts, and says that it is one."
+    try: done = subprocess.run([java, "-version"], capture_output=True, timeout=60, env=_environment())
     except (OSError, subprocess.TimeoutExpired): return False
+    return done.returncode == 0 and b"version" in done.stderr + done.stdout
 
 # %% ../nbs/18_text_scores.ipynb #889c9709
 @functools.lru_cache(1)
@@ -64,18 +76,19 @@ def _java(jar: str, heap: str, *args: str) -> list[str]:
 _PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
                 "...", ";"}
 
-# %% ../nbs/18_text_scores.ipynb #735ca22d
+# %% ../nbs/18_text_scores.ipynb #e374b75a
 def tokenize(
     sentences: list[str],   # ASCII sentences without line breaks
 ) -> list[str]:             # Their words, joined by single spaces
-    "PTB tokens in lower case, no punctuation. `InputError` without Java, `RuntimeError` if it fails."
+    "PTB tokens in lower case, no punctuation. `InputError` without Java, `JavaError` if it fails."
     program = "edu.stanford.nlp.process.PTBTokenizer"
     command = _java("tokenizer/stanford-corenlp-3.4.1.jar", "512M", program, "-preserveLines", "-lowerCase")
-    done = subprocess.run(command, input="\n\n".join(sentences).encode(), capture_output=True)
-    lines = done.stdout.decode().split("\n")[::2][:len(sentences)]
+    text = "\n\n".join(sentences).encode()
+    done = subprocess.run(command, input=text, capture_output=True, env=_environment())
+    lines = done.stdout.decode(errors="replace").split("\n")[::2][:len(sentences)]
     if done.returncode or len(lines) != len(sentences):
         reason = done.stderr.decode(errors="replace").strip()[-300:]
-        raise RuntimeError(f"the PTB tokenizer failed: {reason}")
+        raise JavaError(f"the PTB tokenizer failed: {reason or 'it answers with something else'}")
     return [" ".join(w for w in line.rstrip().split(" ") if w not in _PUNCTUATION) for line in lines]
 
 # %% ../nbs/18_text_scores.ipynb #9195f7a9
@@ -364,10 +377,11 @@ def meteor_score(
         scores: np.ndarray = np.maximum(np.nan_to_num(f * (1 - .6 * fragmentation**.2)), 0)
     return scores
 
-# %% ../nbs/18_text_scores.ipynb #6d1d9e07
+# %% ../nbs/18_text_scores.ipynb #206b77a5
 def _pipe_to(command: list[str]) -> subprocess.Popen[bytes]:
     "The command as a process that is written to and read from."
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_environment())
 
 # %% ../nbs/18_text_scores.ipynb #4582a424
 class Meteor:
@@ -422,9 +436,9 @@ def _share_out(lines: list[str], n: int, cost: float = 1.9) -> list[np.ndarray]:
     first = np.diff(np.arange(len(rest) + 1) * k // max(1, len(rest))) > 0          # k of them, evenly spread
     return [np.sort(np.concatenate([hard, rest[first]])), *(rest[~first][i::m] for i in range(m))]
 
-# %% ../nbs/18_text_scores.ipynb #956d1633
+# %% ../nbs/18_text_scores.ipynb #6559ac75
 def _ask(process: Any, lines: list[str], progress: Callable[[int], Any]) -> list[bytes]:
-    "Send `lines` to the process, close it, and return its answers. `RuntimeError` if some are missing."
+    "Send `lines` to the process, close it, and return its answers. `JavaError` if some are missing."
     def send() -> None:
         with suppress(OSError, ValueError):                 # the process ended; the reader says so
             process.stdin.write("".join(lines).encode())
@@ -435,7 +449,7 @@ def _ask(process: Any, lines: list[str], progress: Callable[[int], Any]) -> list
         answers.append(answer)
         if len(answers) % 500 == 0: progress(500)
     if len(answers) == len(lines): return answers
-    raise RuntimeError(f"METEOR's program stopped after {len(answers)} of {len(lines)} captions")
+    raise JavaError(f"METEOR's program stopped after {len(answers)} of {len(lines)} captions")
 
 # %% ../nbs/18_text_scores.ipynb #5a0e0390
 @patch
@@ -449,12 +463,14 @@ def start(self: Meteor,
         return self.pool.submit(_ask, process, [lines[i] for i in share], self.bar.update)
     self.answers = [ask(process, share) for process, share in zip(self.processes, self.shares)]
 
-# %% ../nbs/18_text_scores.ipynb #4685c853
+# %% ../nbs/18_text_scores.ipynb #d3b41166
 @patch
 def stats(self: Meteor) -> np.ndarray:  # [n,23]
-    "METEOR's counts of the lines, as soon as they are all there."
-    parts = [np.array(b" ".join(o.result()).split(), float).reshape(-1, 23) for o in self.answers]
+    "METEOR's counts of the lines, as soon as they are all there. `JavaError` if they never are."
+    answers = [b" ".join(o.result()).split() for o in self.answers]
     self.bar.close()
+    try: parts = [np.array(numbers, float).reshape(-1, 23) for numbers in answers]
+    except ValueError: raise JavaError("METEOR's program answers with something else than counts") from None
     counts = np.empty((sum(map(len, parts)), 23))
     for share, part in zip(self.shares, parts): counts[share] = part
     return counts

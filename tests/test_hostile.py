@@ -1,0 +1,639 @@
+"""What is wrong, damaged or made to do harm: a table of inputs and what is said of them, and generated ones.
+Everything ends with one sentence and exit code 1 or 2; nothing is half-written, nothing lies outside its folder."""
+import errno
+import io
+import json
+import os
+import struct
+import sys
+import time
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from fastcore.script import anno_parser
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sail_nbdev import commands, core
+from sail_nbdev.arrays import find_arrays, import_arrays
+from sail_nbdev.core import Event, InputError, atomic_path, check_outputs, file_name, read_json, write_json
+from sail_nbdev.data import read_annotations, read_predictions, read_timed, write_predictions
+from sail_nbdev.evaluate import event_numbers, evaluate
+from sail_nbdev.export import write_outputs
+from sail_nbdev.gaps import Answer, AnswerCache, augment, find_gaps, write_synthetic
+from sail_nbdev.store import FeatureStore
+from sail_nbdev.text_scores import find_java
+from sail_nbdev.video import decode_video, find_videos
+from sail_nbdev.writers import FileBackend, OpenAIBackend, RulesBackend
+
+NIGHT = bool(os.environ.get("SAIL_NIGHT"))
+few = settings(max_examples=3000 if NIGHT else 40, deadline=10_000, derandomize=not NIGHT,
+               suppress_health_check=list(HealthCheck))
+needs_java = pytest.mark.skipif(find_java() is None, reason="no Java on this machine")
+TRUTH = {"v": {"duration": 10., "timestamps": [[0, 4], [5, 9]], "sentences": ["A man runs.", "He falls."]}}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "A folder to work in, with a truth and predictions in it."
+    monkeypatch.chdir(tmp_path)
+    write_json("truth.json", TRUTH)
+    write_predictions({"v": [Event(0, 4, "A man runs."), Event(5, 9, "He sits.")]}, "found.json")
+    return tmp_path
+
+
+def ends(name, *args, **kwargs):
+    "The exit code of a command, which is one that commands have."
+    try: code = getattr(commands, name)(*args, **kwargs)
+    except SystemExit as e: code = e.code
+    assert (code or 0) in (0, 1, 2), code
+    return code or 0
+
+
+def refused(capsys, name, *args, **kwargs):
+    "The sentence with which a command refuses its input."
+    capsys.readouterr()
+    assert ends(name, *args, **kwargs) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"{name}: ") and "\n" not in said and "Traceback" not in said, said
+    return said
+
+
+def scored(**kwargs):
+    return ends("sail_eval", ["found.json", "truth.json"], metrics="localization", **kwargs)
+
+
+# -- numbers of options
+
+NUMBERS = [
+    ("sail_features", dict(paths=["x.mp4"], out="s", batch_size=0), "--batch_size 0: must be a whole number"),
+    ("sail_features", dict(paths=["x.mp4"], out="s", batch_size=-5), "from 1 to 4,096"),
+    ("sail_features", dict(paths=["x.mp4"], out="s", batch_size=10**9), "--batch_size 1000000000"),
+    ("sail_features", dict(paths=["x.mp4"], out="s", workers=-1), "--workers -1: must be a whole number from 0"),
+    ("sail_features", dict(paths=["x.mp4"], out="s", fps=float("nan")), "--fps nan: must be a number from"),
+    ("sail_features", dict(paths=["x.mp4"], out="s", fps=1e9), "--fps 1000000000.0"),
+    ("sail_features", dict(paths=["x.mp4"], out="s", stride=0), "--stride 0"),
+    ("sail_caption", dict(videos=["x.mp4"], model="m", window=float("nan")), "--window nan"),
+    ("sail_caption", dict(videos=["x.mp4"], model="m", window=-1.), "--window -1.0"),
+    ("sail_caption", dict(videos=["x.mp4"], model="m", n_events=0), "--n_events 0"),
+    ("sail_align", dict(videos="x.mp4", fps=0.), "--fps 0.0"),
+    ("sail_train", dict(preset="toy", seed=-5), "--seed -5"),
+    ("sail_train", dict(preset="toy", stage=3), "--stage 3"),
+    ("sail_demo", dict(seed=-1), "--seed -1"),
+    ("sail_augment", dict(annotations="truth.json", share=2.), "--share 2.0"),
+    ("sail_augment", dict(annotations="truth.json", tries=0), "--tries 0"),
+    ("sail_augment", dict(annotations="truth.json", timeout=float("inf")), "--timeout inf"),
+    ("sail_eval", dict(files=["found.json", "truth.json"], bootstrap=0), "--bootstrap 0"),
+    ("sail_uniform", dict(ref=["truth.json"], out="u.json", k=float("nan")), "--k nan"),
+    ("sail_uniform", dict(ref=["truth.json"], out="u.json", n_events="1" + 30 * "0"), "at most 10,000"),
+    ("sail_ablate", dict(grid="methods", seeds=0), "--seeds 0"),
+]
+
+
+@pytest.mark.parametrize("name, options, sentence", NUMBERS)
+def test_a_number_out_of_its_bounds_is_refused_before_anything_else(here, capsys, name, options, sentence):
+    before = sorted(here.iterdir())
+    assert sentence in refused(capsys, name, **options)
+    assert sorted(here.iterdir()) == before
+
+
+BOUNDED = [(name, option, a.type) for name, command in commands.COMMANDS.items()
+           for option, a in command.__annotations__.items() if isinstance(getattr(a, "type", None), core.bounded)]
+
+
+def test_bounds_are_in_the_help(capsys):
+    assert len(BOUNDED) > 15
+    for name, option, kind in BOUNDED:
+        with pytest.raises(SystemExit): anno_parser(commands.COMMANDS[name], name).parse_args(["--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"({kind})" in said, (name, option)
+
+
+@few
+@given(st.sampled_from(BOUNDED), st.one_of(st.floats(), st.integers(), st.booleans(), st.text(max_size=3)))
+def test_any_number_is_taken_or_refused(case, value):
+    name, option, kind = case
+    try: kind.check(option, value)
+    except InputError as e: assert f"--{option} " in str(e)
+    else: assert kind.lo <= value <= kind.hi
+
+
+# -- files of JSON
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from([10**400, "\x1b[2J", "\ud800", "a" * 300, "../x", "1:30", "0-9 s", -1, 1e308]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["v", "results", "database", "annotations", "timestamps", "sentences", "id",
+                                       "duration", "captions", "start", "end", "sentence", "timestamp", "fps",
+                                       "num_frames", "tgt", "g", "vid", "relevant_windows", "query", "text",
+                                       "n_events", "format", "meta", "center", "width", "path"]), inner, max_size=6),
+    max_leaves=20)
+HUGE = ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "1e400", '{"v": NaN}', '"\\ud800"', '{"\\udc00": 1}', "", "\0",
+        '{"v": {"duration": ' + "9" * 5000 + ', "timestamps": [], "sentences": []}}', "[[[[]]]]", "﻿{}"]
+
+
+def takes(read, path):
+    "Read a file: a value, or one sentence, in less than ten seconds."
+    begin = time.time()
+    try: read(path)
+    except InputError as e: assert str(e) and len(str(e)) < 2000
+    assert time.time() - begin < 10
+
+
+def write_store(path):
+    "A store whose description is this file."
+    folder = path.parent/"store"
+    folder.mkdir(exist_ok=True)
+    (folder/"store.json").write_bytes(path.read_bytes())
+    FeatureStore(folder).shape("v")
+
+
+READERS = {"timed": read_timed, "annotations": read_annotations, "numbers": lambda p: event_numbers(str(p)),
+           "store": write_store, "captions": FileBackend, "videos": lambda p: find_videos([str(p)]),
+           "config": lambda p: core_config(p)}
+
+
+def core_config(path):
+    from sail_nbdev.config import Config
+    return Config.load(path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("text", HUGE, ids=range(len(HUGE)))
+def test_json_that_is_made_to_break_a_reader(tmp_path, reader, text):
+    for ending in (".json", ".jsonl"):
+        path = tmp_path/f"x{ending}"
+        path.write_text(text, encoding="utf-8")
+        takes(READERS[reader], path)
+
+
+@few
+@given(JSON, st.sampled_from(sorted(READERS)), st.sampled_from([".json", ".jsonl", ".txt", ".csv", ".srt", ".vtt"]))
+def test_any_json_is_read_or_refused(tmp_path_factory, value, reader, ending):
+    path = tmp_path_factory.getbasetemp()/f"any{ending}"
+    path.write_text(json.dumps(value))
+    takes(READERS[reader], path)
+
+
+@few
+@given(st.binary(max_size=200), st.sampled_from([".json", ".jsonl", ".txt", ".csv", ".tsv", ".srt", ".vtt"]))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, value, ending):
+    path = tmp_path_factory.getbasetemp()/f"bytes{ending}"
+    path.write_bytes(value)
+    takes(read_timed, path)
+
+
+@pytest.mark.parametrize("text", ["a" + " " * 100_000 + "b", "\n" * 100_000, ". " * 50_000, "0" * 100_000,
+                                  "0-" * 50_000, "{" * 100_000, "1 s " + " " * 100_000 + "- x"],
+                         ids=["spaces", "lines", "dots", "zeros", "dashes", "braces", "span"])
+def test_a_text_made_to_be_slow_is_not(tmp_path, text):
+    (tmp_path/"x.txt").write_text(text)
+    takes(read_timed, tmp_path/"x.txt")
+    takes(lambda v: read_timed(v), {"v": [{"timestamp": text, "sentence": "x"}]})
+
+
+# -- names
+
+IDS = ["../../x", "/etc/x", "..", ".", "a/b", "a\0b", "x" * 300, "é" * 200, "\udc80", "CON", "a:b", "x" * 242,
+       "x" * 250, "\x1b[2J"]
+
+
+@pytest.mark.parametrize("id", IDS, ids=range(len(IDS)))
+def test_an_id_is_no_path(tmp_path, id):
+    found = {id: [Event(0, 1, "x")]}
+    write_outputs(found, [str(tmp_path/"all.json")], str(tmp_path/"out"/"each"))
+    each, = (tmp_path/"out"/"each").iterdir()
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(["all.json", each.name])
+    assert list(json.loads(each.read_text())["results"]) == [id]
+    store = FeatureStore.create(tmp_path/"store", dim=2)
+    store.add(id, np.ones((1, 2), np.float32))
+    assert store.ids() == [id]
+
+
+@few
+@given(st.text(), st.text())
+def test_two_ids_are_two_names(a, b):
+    names = [file_name(o, ".json") for o in (a, b)]
+    assert all("/" not in n and "\0" not in n and len(os.fsencode(n)) <= 200 for n in names)
+    assert a == b or names[0] != names[1] or {a, b} == {"", "."}
+
+
+def test_a_video_with_a_name_that_is_no_text(tmp_path):
+    path = os.fsencode(tmp_path) + b"/v\xff.mp4"
+    try: open(path, "wb").close()
+    except OSError: pytest.skip("this file system takes UTF-8 only")
+    id, = find_videos([str(tmp_path)])
+    assert id == "v\\xff"
+    write_predictions({id: []}, tmp_path/"p.json")
+    assert list(read_predictions(tmp_path/"p.json")) == [id]
+
+
+# -- outputs
+
+def test_no_output_is_an_input_or_another_output(here, capsys):
+    assert "is read by this command" in refused(
+        capsys, "sail_eval", ["found.json", "truth.json"], metrics="localization", out="./truth.json")
+    assert "written twice" in refused(
+        capsys, "sail_eval", ["found.json", "truth.json"], metrics="localization", out="a.json", per_video="a.json")
+    assert "is read by" in refused(capsys, "sail_uniform", ["truth.json"], out="truth.json")
+    rules = dict(backend="rules")
+    assert "is read by" in refused(capsys, "sail_augment", "truth.json", out="truth.json", **rules)
+    assert "is read by" in refused(capsys, "sail_augment", "truth.json", out="syn.jsonl", **rules)
+    assert "written twice" in refused(capsys, "sail_augment", "truth.json", out="syn.sqlite", **rules)
+    assert "is a folder" in refused(capsys, "sail_augment", "truth.json", out=".", **rules)
+    os.symlink("truth.json", "link.json")
+    assert "is read by" in refused(capsys, "sail_uniform", ["truth.json"], out="link.json")
+    assert read_json("truth.json") == TRUTH and sorted(p.name for p in here.iterdir()) == [
+        "found.json", "link.json", "truth.json"]
+    assert ends("sail_augment", "truth.json", out="syn.json", **rules) == 0
+
+
+@pytest.mark.parametrize("out", ["truth.json/x.json", "x" * 300 + ".json", "a\0b.json", ".", "/dev/full/x.json"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(here, capsys, out):
+    said = refused(capsys, "sail_uniform", ["truth.json"], out=out)
+    assert "cannot be written" in said or "is a folder" in said
+
+
+@contextmanager
+def full_disk(monkeypatch):
+    "Within the block nothing more can be written into a file."
+    def write(self, *args, **kwargs): raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(Path, "write_text", write)
+        yield
+
+
+def test_a_full_disk_is_one_sentence_and_scores_are_printed(here, capsys, monkeypatch):
+    with full_disk(monkeypatch):
+        assert "u.json: cannot be written (No space left" in refused(capsys, "sail_uniform", ["truth.json"],
+                                                                     out="u.json")
+        capsys.readouterr()
+        assert scored(out="s.json", per_video="v.csv") == 2
+    said = capsys.readouterr()
+    assert "Recall" in said.out and "s.json" in said.err and "v.csv" in said.err
+    assert sorted(p.name for p in here.iterdir()) == ["found.json", "truth.json"]
+
+
+def test_one_output_that_fails_does_not_keep_the_others(tmp_path):
+    (tmp_path/"b.json").mkdir()
+    paths = [str(tmp_path/f"{o}.json") for o in "abc"]
+    with pytest.raises(InputError, match="b.json: cannot be written"): write_outputs({"v": []}, paths)
+    assert (tmp_path/"a.json").is_file() and (tmp_path/"c.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_stream_that_takes_nothing_loses_nothing(here, monkeypatch, encoding):
+    with open("/dev/full", "w", encoding=encoding) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert scored(out="s.json") == 2
+        monkeypatch.undo()
+        with pytest.MonkeyPatch.context(): pass
+        try: full.flush()
+        except OSError: pass
+    assert read_json(here/"s.json")["mean"]["Recall"] == 1
+
+
+def test_a_terminal_of_ascii_shows_escapes(here, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    @core.command
+    def sail_show(): core.say("é\x1b[2J…")
+    sail_show()
+    assert terminal.buffer.getvalue() == b"\\xe9\\u2026\n"
+
+
+def test_what_command_says_of_errors_that_are_not_ours(capsys):
+    for error, sentence in [(PermissionError(13, "Permission denied", "a.json"), "a.json: cannot be used (Perm"),
+                            (MemoryError(), "not enough memory"), (RecursionError(), "nested too deeply")]:
+        @core.command
+        def sail_fail(): raise error
+        with pytest.raises(SystemExit) as e: sail_fail()
+        assert e.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    for error in (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("x")):
+        with pytest.raises((InputError, RuntimeError)), atomic_path(tmp_path/"x") as tmp:
+            tmp.write_text("half")
+            raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- arrays and shards
+
+def npy(shape, dtype="<f4", data=b""):
+    "The bytes of an array file that claims a shape."
+    about = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    about += b" " * (-(len(about) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(about)) + about + data
+
+
+def packed(path, data, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as z: z.writestr("v.npy", data)
+
+
+def bad_arrays(folder):
+    "One file each of arrays that are damaged, or claim what they are not."
+    folder.mkdir()
+    (folder/"rows.npy").write_bytes(npy("(1000000000000, 4)"))
+    (folder/"object.npy").write_bytes(npy("(2,)", "|O", b"x" * 16))
+    (folder/"torn.npy").write_bytes(npy("(100, 4)", data=b"\0" * 8))
+    (folder/"flat.npy").write_bytes(npy("(4,)", data=b"\0" * 16))
+    (folder/"none.npy").write_bytes(npy("(3, 0)"))
+    (folder/"empty.npy").write_bytes(b"")
+    packed(folder/"bomb.npz", npy("(40000000, 1)", data=b"\0" * 160_000_000))
+    packed(folder/"claim.npz", npy("(1000000000000, 4)"))
+    packed(folder/"sum.npz", npy("(2, 4)", data=b"\0" * 32), zipfile.ZIP_STORED)
+    body = bytearray((folder/"sum.npz").read_bytes())
+    body[body.index(b"NUMPY") + 130] ^= 1
+    (folder/"sum.npz").write_bytes(body)
+    (folder/"words.csv").write_text("a,b\n1,x\n")
+    (folder/"no.pt").write_bytes(b"PK\x03\x04")
+
+
+def test_bad_arrays_are_named_and_the_rest_is_taken_over(tmp_path):
+    bad_arrays(tmp_path/"arrays")
+    bad = {p.stem for p in (tmp_path/"arrays").iterdir()}
+    np.save(tmp_path/"arrays"/"good.npy", np.ones((3, 4), np.float32))
+    store = FeatureStore.create(tmp_path/"store", dim=4)
+    result = import_arrays(find_arrays(tmp_path/"arrays"), store, progress=False)
+    assert result["done"] == ["good"] and set(result["failed"]) == bad and store.ids() == ["good"]
+    assert "claims 0.2 GB" in result["failed"]["bomb"]
+    assert all("\n" not in why for why in result["failed"].values())
+
+
+def h5_files(folder):
+    "HDF5 that is corrupt, empty, linked in a circle, to a missing file, or huge without a number in it."
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder/"whole.h5", "w") as f: f["v"] = np.ones((50, 4), np.float32)
+    bytes_ = (folder/"whole.h5").read_bytes()
+    (folder/"torn.h5").write_bytes(bytes_[:len(bytes_) // 2])
+    (folder/"noise.h5").write_bytes(bytes_[:100] + bytes(len(bytes_) - 100))
+    with h5py.File(folder/"empty.h5", "w"): pass
+    with h5py.File(folder/"circle.h5", "w") as f: f["v/up"] = f["/"]
+    with h5py.File(folder/"link.h5", "w") as f: f["v"] = h5py.ExternalLink("missing.h5", "v")
+    with h5py.File(folder/"outside.h5", "w") as f:
+        f.create_dataset("v", (4, 4), "f4", external=[("/etc/hostname", 0, 64)])
+    with h5py.File(folder/"huge.h5", "w") as f: f.create_dataset("v", (10**12, 4), "f4", chunks=(1000, 4))
+    with h5py.File(folder/"deep.h5", "w") as f: f["v/" + "a/" * 50 + "b"] = np.ones((2, 4), np.float32)
+
+
+def test_bad_hdf5_is_refused(tmp_path):
+    h5_files(tmp_path)
+    for path in sorted(tmp_path.glob("*.h5")):
+        if path.stem == "whole": continue
+        with pytest.raises(InputError) as e: find_arrays(path)
+        assert str(path) in str(e.value), path
+    assert find_arrays(tmp_path/"whole.h5").width == 4
+
+
+def test_shards_that_are_no_features_are_refused(tmp_path):
+    from safetensors.numpy import save_file
+    store = FeatureStore.create(tmp_path/"s", dim=4)
+    for v in ("v", "w"): store.add(v, np.ones((3, 4), np.float32))
+    whole = store._file("v").read_bytes()
+    about = {"about": json.dumps({"id": "v"})}
+    for array in (np.ones(4, np.float32), np.ones((0, 4), np.float32), np.ones((3, 4), np.int32)):
+        save_file({"features": array}, store._file("v"), about)
+        with pytest.raises(InputError, match="v.*is damaged"): store["v"]
+    for content in (b"", whole[:50], whole[:-5], struct.pack("<Q", 2**60) + b"{}", store._file("w").read_bytes()):
+        store._file("v").write_bytes(content)
+        with pytest.raises(InputError): store["v"]
+    with pytest.raises(InputError, match="columns|column at"): store.add("x", np.ones((3, 0), np.float32))
+    with pytest.raises(InputError): FeatureStore.create(tmp_path/"t").add("x", np.ones((3, 0), np.float32))
+
+
+def test_a_sampled_cache_that_is_torn_is_made_again(tmp_path):
+    store = FeatureStore.create(tmp_path/"s", dim=4)
+    store.add("v", np.ones((3, 4), np.float32))
+    assert store.sampled(["v"], 5).shape == (1, 5, 4)
+    cache, = (tmp_path/"s"/"sampled").glob("*.npy")
+    for content in (b"", cache.read_bytes()[:-7], npy("(1,)", "|O", b"x" * 8), npy("(9, 9)", data=b"\0" * 324)):
+        cache.write_bytes(content)
+        assert store.sampled(["v"], 5).shape == (1, 5, 4)
+
+
+# -- servers and caches
+
+BODIES = [b"", b"{", b"[]", b"5", b'{"choices": {}}', b'{"choices": [5]}', b'{"choices": [{"message": []}]}',
+          b'{"choices": [{"message": {"content": 5}}]}', b'{"choices": [{"message": {"content": ["x"]}}]}',
+          b'{"choices": [{"message": {"content": {"a": 1}}}]}', b"[" * 100_000, b"\xff\xfe",
+          b'{"choices": ' + b"9" * 5000 + b"}"]
+USAGES = ["{}", "[]", "null", '{"prompt_tokens": null}', '{"prompt_tokens": -1, "completion_tokens": 2}', '"many"']
+
+
+@pytest.fixture
+def backend():
+    pytest.importorskip("openai")
+    return OpenAIBackend("m", "http://me:secret@localhost:1/v1?key=secret")
+
+
+def test_answers_are_looked_at_before_they_are_kept(backend):
+    for body in BODIES:
+        answer = backend._read_reply(body)
+        assert answer.text is None and answer.error and "secret" not in answer.error
+    for usage in USAGES:
+        body = f'{{"choices": [{{"message": {{"content": "He runs."}}}}], "usage": {usage}}}'
+        assert backend._read_reply(body.encode()) == Answer("He runs.", (0, 0))
+    assert "secret" not in json.dumps(backend.about)
+
+
+@few
+@given(JSON)
+def test_any_answer_is_a_text_or_an_error(value):
+    pytest.importorskip("openai")
+    answer = OpenAIBackend("m", "http://localhost:1")._read_reply(json.dumps(value).encode())
+    assert answer.error or isinstance(answer.text, str)
+
+
+def test_an_answer_that_drips_for_ever_is_given_up(tmp_path):
+    pytest.importorskip("openai")
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Drip(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            try:
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(.1)
+            except OSError: pass
+        def log_message(self, *_): pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    Thread(target=http.serve_forever, daemon=True).start()
+    client = OpenAIBackend("m", f"http://127.0.0.1:{http.server_port}/v1", timeout=.5)
+    begin = time.time()
+    captions, summary = augment(read_annotations(TRUTH), client, tmp_path/"c.sqlite", progress=False)
+    assert time.time() - begin < 5 and captions == {"v": [None]}
+    assert "does not come to the end" in summary["errors"][0]
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.mark.parametrize("url", ["http://localhost:99999", "localhost:80", "ftp://x", "http://", "http://[::1", ""])
+def test_an_address_that_is_none(here, capsys, url):
+    pytest.importorskip("openai")
+    options = dict(backend="openai", model="m", base_url=url, out="s.json")
+    assert "--base_url" in refused(capsys, "sail_augment", "truth.json", **options) or not url
+
+
+def test_a_poisoned_cache_is_asked_again(tmp_path):
+    videos = read_annotations(TRUTH)
+    summary = write_synthetic(videos, tmp_path/"s.json", RulesBackend(), progress=False)
+    cache = AnswerCache(tmp_path/"s.sqlite")
+    key, = cache.rows
+    for row in ('{"key": 5}', "[", "[]", "9" * 5000, json.dumps({"key": key, "answer": 5}),
+                json.dumps({"key": key, "answer": "x", "tokens": [None, 2]}), json.dumps({"key": "another"})):
+        cache.db.execute("UPDATE answers SET row = ?", (row,))
+        assert AnswerCache(tmp_path/"s.sqlite").rows == {}
+        assert write_synthetic(videos, tmp_path/"s.json", RulesBackend(), progress=False) == summary
+    cache.close()
+
+
+# -- Java
+
+@pytest.mark.parametrize("program", ["exit 0", "echo hello", "echo version; exit 0", "cat >/dev/null; echo 1"])
+def test_a_java_that_is_none_leaves_what_needs_none(here, monkeypatch, program):
+    (here/"bin").mkdir()
+    java = here/"bin"/"java"
+    java.write_text(f"#!/bin/sh\n{program}\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here/'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None)
+    find_java.cache_clear()
+    try: scores = evaluate("found.json", "truth.json")
+    finally: find_java.cache_clear()
+    assert scores["mean"]["Recall"] == 1 and "METEOR" in scores["missing"]["metrics"]
+
+
+@needs_java
+def test_settings_of_java_in_the_environment_change_nothing(here, monkeypatch):
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx1k")
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dnothing")
+    scores = evaluate("found.json", {"v": TRUTH["v"]}, metrics=["METEOR", "CIDEr"])
+    assert "missing" not in scores and scores["mean"]["METEOR"] > 0
+
+
+@needs_java
+def test_a_carriage_return_keeps_captions_with_their_own(here):
+    "The published programs compare all that follows with its neighbour."
+    def scores(first):
+        found = {"v": [Event(0, 4, first), Event(5, 9, "He falls.")]}
+        return evaluate(found, TRUTH, metrics=["METEOR", "BLEU"])["mean"]
+    assert scores("A man\r runs.") == scores("A man  runs.")
+
+
+def test_captions_in_other_letters_are_counted():
+    found = {"v": [Event(0, 4, "Мужчина бежит."), Event(5, 9, "12")]}
+    assert evaluate(found, TRUTH, metrics=["localization", "CIDEr"]).get("foreign_captions") == 1
+    assert "foreign_captions" not in evaluate(found, TRUTH, metrics=["localization"])
+
+
+# -- video
+
+def write_mp4(path, pictures, rate=10, sound=None, form=None):
+    "A file with the pictures, and with sound that begins that many seconds before them."
+    with av.open(str(path), "w", format=form) as out:
+        video = out.add_stream("libx264", rate=rate, options={"qp": "10"})
+        video.height, video.width = pictures[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        audio = out.add_stream("aac", rate=8000, layout="mono") if sound is not None else None
+        for i in range(int((sound or 0) * 8000 / 1024) + 16 if audio else 0):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.sample_rate = 8000
+            frame.pts = i * 1024
+            out.mux(audio.encode(frame))
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts = i + round((sound or 0) * rate)
+            out.mux(video.encode(frame))
+        for stream in filter(None, (video, audio)): out.mux(stream.encode(None))
+
+
+def half(side, n=20):
+    "Pictures of which one half is white."
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[dict(top=np.s_[:24], left=np.s_[:, :32])[side]] = 255
+    return [picture] * n
+
+
+MATRICES = {"mirrored": ((-1, 0, 0, 1), "left", np.s_[:, 40:]), "upside down": ((1, 0, 0, -1), "top", np.s_[30:]),
+            "turned": ((-1, 0, 0, -1), "top", np.s_[30:]), "plain": ((1, 0, 0, 1), "top", np.s_[:20])}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_display_matrix_is_followed(tmp_path, name):
+    (a, b, c, d), side, white = MATRICES[name]
+    write_mp4(tmp_path/"v.mp4", half(side))
+    content = bytearray((tmp_path/"v.mp4").read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    content[at:at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    (tmp_path/"v.mp4").write_bytes(content)
+    frame = decode_video(tmp_path/"v.mp4")[0][0]
+    assert frame[white].mean() > 200 and frame.mean() < 160
+
+
+def test_two_recordings_one_behind_the_other_are_read_to_the_end(tmp_path):
+    for name, side in (("a", "top"), ("b", "left")): write_mp4(tmp_path/f"{name}.ts", half(side, 30), form="mpegts")
+    (tmp_path/"c.ts").write_bytes((tmp_path/"a.ts").read_bytes() + (tmp_path/"b.ts").read_bytes())
+    frames, times, seconds = decode_video(tmp_path/"c.ts")
+    assert 5.5 < seconds < 6.5 and len(frames) == 6
+    assert frames[0][:20].mean() > 200 and frames[5][:, :28].mean() > 200 and frames[5][30:, 40:].mean() < 50
+
+
+def test_a_picture_that_comes_after_the_sound_keeps_its_place(tmp_path):
+    write_mp4(tmp_path/"v.mkv", [*half("top", 10), *half("left", 10)], sound=2.)
+    frames, _, seconds = decode_video(tmp_path/"v.mkv")
+    assert abs(seconds - 4) < .2 and len(frames) == 4
+    assert frames[2][:20].mean() > 200 and frames[3][:, :28].mean() > 200
+
+
+def test_a_time_stamp_of_weeks_is_refused(tmp_path):
+    with av.open(str(tmp_path/"v.mkv"), "w") as out:
+        video = out.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for pts in (0, 1, 2, 10**8):
+            frame = av.VideoFrame.from_ndarray(half("top")[0], "rgb24")
+            frame.pts = pts
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    begin = time.time()
+    with pytest.raises(InputError, match="time stamps are damaged"): decode_video(tmp_path/"v.mkv")
+    assert time.time() - begin < 10
+
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=20), st.integers(0, 3000))
+def test_a_video_with_wrong_bytes_is_read_or_refused(a_clip, tmp_path_factory, changes, cut):
+    content = bytearray(a_clip)
+    for at, byte in changes: content[at % len(content)] = byte
+    path = tmp_path_factory.getbasetemp()/"fuzzed.mp4"
+    path.write_bytes(content[:len(content) - cut // 2])
+    takes(lambda p: decode_video(p), path)
+
+
+@pytest.fixture(scope="session")
+def a_clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz")/"v.mp4"
+    write_mp4(path, half("top", 5))
+    return path.read_bytes()
+
+
+def test_inputs_are_compared_by_what_they_are(here):
+    check_outputs(["new.json"], ["truth.json", None])
+    os.link("truth.json", "hard.json")
+    with pytest.raises(InputError, match="is read by"): check_outputs(["hard.json"], ["truth.json"])
+
+
+def test_gaps_of_a_video_with_one_caption_are_none():
+    assert find_gaps(read_annotations({"v": {"sentences": ["A man runs."]}})) == []
