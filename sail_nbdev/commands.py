@@ -36,6 +36,11 @@ def _as_list(value) -> list[str]:
     "What `nargs` gives: one text, or several."
     return [value] if isinstance(value, str) else list(value or ())
 
+# %% ../nbs/24_commands.ipynb #b4b624b0
+def _loading() -> None:
+    "Tell a terminal that libraries are being loaded, which takes some seconds."
+    if sys.stderr.isatty(): say("loading …", file=sys.stderr)
+
 # %% ../nbs/24_commands.ipynb #5c329c8e
 @command
 def sail_demo(
@@ -139,7 +144,7 @@ def _take_over(arrays: str, out: str, ids, key, stride: int, model, pretrained, 
     store = FeatureStore.create(out, **about)
     return _print_result(import_arrays(found, store), store)
 
-# %% ../nbs/24_commands.ipynb #fc6c1646
+# %% ../nbs/24_commands.ipynb #e0e0a762
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
@@ -161,6 +166,7 @@ def sail_features(
     estimate: bool = False,     # Only say how much there is to do, and what encoders cost
 ) -> int:                       # 0 all well, 1 some videos failed
     "Encode the frames of videos, and captions, with CLIP and keep the features; goes on where it stopped."
+    _loading()
     from sail_nbdev.clip import Encoder
     from sail_nbdev.store import FeatureStore, encode_texts, extract
     from sail_nbdev.video import find_videos
@@ -208,7 +214,18 @@ def sail_check(
     for line in report.lines(): say(line)
     return 0 if report.ready(method) else 1
 
-# %% ../nbs/24_commands.ipynb #1eaed77d
+# %% ../nbs/24_commands.ipynb #d8c888db
+def _chosen(backend: str | None, model: str | None, base_url: str | None, n_gaps: int) -> str:
+    "The backend that was named or that a model needs. `InputError`, after what each costs, if there is none."
+    from sail_nbdev.writers import backend_costs
+    if backend is None and model: backend = "openai" if base_url else "transformers"
+    if backend and (model or backend not in ("transformers", "vision")):
+        say(f"{n_gaps:,} gaps, by {model or backend}", file=sys.stderr)
+        return backend
+    for line in backend_costs(n_gaps): say(line)
+    raise InputError(f"--{'model' if backend else 'backend'} must be given: nothing is fetched unasked")
+
+# %% ../nbs/24_commands.ipynb #b86e9e36
 @command
 def sail_augment(
     annotations: str,               # Annotation file of the training videos
@@ -232,18 +249,16 @@ def sail_augment(
     price_out: bounded(0., 1e6) = 0.,  # Dollars per million tokens written, for --dry_run
 ) -> int:                           # 0 all well, 1 some gaps got no answer
     "Write a synthetic caption for each gap between two captions of a video; goes on where it was stopped."
+    _loading()
     from sail_nbdev.data import read_annotations
     from sail_nbdev.gaps import draw_gaps, find_gaps, summary_lines, synthetic_files, write_synthetic
-    from sail_nbdev.writers import backend_costs, estimate, make_backend
+    from sail_nbdev.writers import estimate, make_backend
     train = read_annotations(annotations)
     gaps = draw_gaps(find_gaps(train), share, seed)
     if dry_run:
         say(estimate(gaps, rate, price_in, price_out, backend == "vision") + "; nothing was asked")
         return 0
-    if backend is None and model: backend = "openai" if base_url else "transformers"
-    if backend is None or backend in ("transformers", "vision") and not model:
-        for line in backend_costs(len(gaps)): say(line)
-        raise InputError(f"--{'model' if backend else 'backend'} must be given: nothing is fetched unasked")
+    backend = _chosen(backend, model, base_url, len(gaps))
     _need(out, "--out", "a file such as synthetic.json")
     check_outputs(synthetic_files(out), [annotations, file, Path(out).with_suffix(".jsonl")])
     how = (device, batch_size, concurrency, timeout)
@@ -280,7 +295,7 @@ def _print_next(out: str, data: str, stage: int, reads_videos: bool) -> None:
     if stage == 1: say("  the same command with --resume and without --stage 1: the second stage")
     for line in next_commands(data, out, reads_videos) if stage == 2 else (): say(f"  {line}")
 
-# %% ../nbs/24_commands.ipynb #1fc67d31
+# %% ../nbs/24_commands.ipynb #af4e3859
 @command
 def sail_train(
     preset: str,                # activitynet, youcook2, toy, plain (derived from the data), or a config.json
@@ -299,6 +314,7 @@ def sail_train(
     override: Param("Settings as group.setting=value", str, nargs="*") = None,
 ):
     "Train SAIL or one of its relatives: RUN/model.safetensors, config.json, log.jsonl, curves.png."
+    _loading()
     from sail_nbdev.config import parse_overrides
     from sail_nbdev.store import encoder_note, open_store
     from sail_nbdev.train import make_config, print_derivation, train
@@ -427,7 +443,7 @@ def _give(result, targets: dict[Path, list[str]], **look) -> int:     # The exit
     if unwritten: raise InputError("; ".join(unwritten))
     return 1 if result.failures else 0
 
-# %% ../nbs/24_commands.ipynb #268883ab
+# %% ../nbs/24_commands.ipynb #ef29cae7
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -445,6 +461,7 @@ def sail_caption(
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
 ) -> int:                       # 0 all well, 1 some videos failed
     "Find and describe the events of videos; prints them, and writes what is asked for."
+    _loading()
     from sail_nbdev.run import Run
     from sail_nbdev.store import plan_work
     from sail_nbdev.video import find_videos
