@@ -106,3 +106,19 @@ def launches(T, N=18, B=8):
 
 def test_launches_do_not_grow_with_the_length_of_a_video():
     assert launches(40) == launches(400) < 450          # one step for each frame took 5,439 for T = 100
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("size", SIZES)
+def test_a_gpu_scans_as_the_cpu_does(size):
+    "Its scans of complex numbers too, which carry the gradient."
+    enter, stay, valid = scores(*size)
+    found, gradient = with_gradient(lambda a, b: posterior(a, b, valid), enter, stay)
+    there = [x.detach().cuda().requires_grad_() for x in (enter, stay)]
+    starts, holds = posterior(*there, valid.cuda())
+    torch.testing.assert_close([starts.cpu(), holds.cpu()], found, atol=1e-9, rtol=1e-9)
+    g = torch.Generator().manual_seed(0)
+    weights = [torch.randn(o.shape, generator=g, dtype=o.dtype).cuda() for o in found]
+    total = (weights[0] * starts).sum() + (weights[1] * holds).sum()
+    on_gpu = torch.autograd.grad(total, there)
+    torch.testing.assert_close([o.cpu() for o in on_gpu], list(gradient), atol=1e-9, rtol=1e-9)
