@@ -277,12 +277,15 @@ def _print_estimate(preset: str, config, data, device, compile: bool) -> int:
 # %% ../nbs/24_commands.ipynb #3d3fafb4
 @contextmanager
 def _nothing_left(out: str) -> Iterator[None]:
-    "Remove the folder `out`, and those made for it, if the block is refused before a run has begun there."
+    "Remove what is new in the folder `out`, or all of it, if the block is refused before a run begins."
     path = Path(out).absolute()
-    new = [p for p in (path, *path.parents) if not p.exists()]
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    before = set(path.iterdir()) if path.is_dir() else set()
     try: yield
     except InputError:
-        if new and not (path/"config.json").exists(): shutil.rmtree(new[-1], ignore_errors=True)
+        begun = (path/"config.json").exists() or not path.is_dir()
+        for p in () if begun else missing[-1:] or set(path.iterdir()) - before:
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
         raise
 
 # %% ../nbs/24_commands.ipynb #3423543a

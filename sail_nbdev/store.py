@@ -436,7 +436,9 @@ def decoding_rate(
 ) -> float:
     "Frames a second that one core decodes, of those that are taken. `InputError` for what is no video."
     start = time.perf_counter()
-    for n, _ in enumerate(iter_frames(path, fps), 1):
+    n = 0
+    for _ in iter_frames(path, fps):
+        n += 1
         if time.perf_counter() - start > seconds: break
     return n / (time.perf_counter() - start)
 

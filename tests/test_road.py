@@ -174,8 +174,12 @@ def test_training_is_refused_if_its_run_could_not_read_videos(copied, home):
     code, out, err = refused()
     assert code == 2 and "whose weights are others" in err and not (copied/"new").exists()
     write_json(store, about)
-    code, _, err = told(sail_train, "plain", **{**asked, "override": [*SMALL, "localizer.n_heads=3"]})
-    assert code == 2 and not (copied/"new").exists(), err
+    late = {**asked, "override": [*SMALL, "captioner.pretrained=no/where"]}       # found out inside of `train`
+    code, _, err = told(sail_train, "plain", **late)
+    assert code == 2 and "no/where" in err and not (copied/"new").exists()
+    (copied/"empty").mkdir()
+    assert told(sail_train, "plain", **{**late, "out": str(copied/"empty")})[0] == 2
+    assert not list((copied/"empty").iterdir())
 
 
 def test_features_of_others_are_a_warning(tmp_path):
