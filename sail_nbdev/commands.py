@@ -274,7 +274,7 @@ def _print_estimate(preset: str, config, data, device, compile: bool) -> int:
     say(cost_table(estimate_cost(config, training_videos(preset, data), device, compile=compile)))
     return 0
 
-# %% ../nbs/24_commands.ipynb #3d3fafb4
+# %% ../nbs/24_commands.ipynb #87770ce5
 @contextmanager
 def _nothing_left(out: str) -> Iterator[None]:
     "Remove what is new in the folder `out`, or all of it, if the block is refused before a run begins."
@@ -446,7 +446,7 @@ def _give(result, targets: dict[Path, list[str]], **look) -> int:     # The exit
     if unwritten: raise InputError("; ".join(unwritten))
     return 1 if result.failures else 0
 
-# %% ../nbs/24_commands.ipynb #ef29cae7
+# %% ../nbs/24_commands.ipynb #b674fdc8
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -475,7 +475,8 @@ def sail_caption(
     targets = _check_outputs([json, srt, vtt, html], out, files, read)
     held = _held_in_pages(targets, files, link)
     say(plan_work(files.values(), run.fps), file=sys.stderr)
-    result = run.caption_all(files, n_events, window)
+    single = {p: ids for p, ids in targets.items() if len(ids) == 1 and p.suffix == ".json"}
+    result = run.caption_all(files, n_events, window, keep=partial(_write, single))
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
     return _give(result, targets, videos=files, embed=held, curves=_mask_curves(run, result.events))
 

@@ -210,7 +210,7 @@ def test_paragraphs_are_written_with_the_settings_of_the_run(runs, data):
 
 @pytest.mark.parametrize("value,words", [
     ({"n_events": {"v0": 2}}, "says nothing of video v1; it was made for other videos"),
-    ({"paragraphs": {}}, "holds no n_events"), ([], "holds no n_events")])
+    ({"paragraphs": {}}, "n_events: field required"), ([], "must be an object")])
 def test_counts_of_something_else_are_refused(runs, data, tmp_path, value, words):
     write_json(tmp_path/"counts.json", value)
     with pytest.raises(InputError, match=words): Run(runs/"sail").predict(data, counts=tmp_path/"counts.json")
