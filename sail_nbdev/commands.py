@@ -403,7 +403,7 @@ def _targets(
     return files
 
 # %% ../nbs/24_commands.ipynb #2a57c81f
-def _check_outputs(paths: list, out: str | None, videos: dict, inputs: list = []) -> dict[Path, list[str]]:
+def _check_outputs(paths: list, out: str | None, videos: dict, inputs=()) -> dict[Path, list[str]]:
     "The files to write, with their videos. `InputError` for one that cannot be, or not as it is named."
     from sail_nbdev.export import check_form
     targets = _targets(paths, out, videos)
