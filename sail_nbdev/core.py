@@ -621,32 +621,33 @@ def _interrupts_held() -> Iterator[None]:
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../nbs/00_core.ipynb #69b57531
+# %% ../nbs/00_core.ipynb #8a063f7a
 def _begin_worker() -> None:
     "In a worker: one thread for torch, and one that ends the process when its parent has died."
     import torch
     torch.set_num_threads(1)
-    def watch():
-        parent_process().join()
+    parent = parent_process()
+    def watch() -> None:
+        if parent: parent.join()
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/00_core.ipynb #d687ccff
-def _do_job(function: Callable, job: tuple):
+# %% ../nbs/00_core.ipynb #52c38e32
+def _do_job(function: Callable[..., Any], job: tuple[Any, ...]) -> Any:
     "In a worker: do one job; being told to end interrupts it as Ctrl-C would."
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: return function(*job)
     finally: signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/00_core.ipynb #98bfd19b
+# %% ../nbs/00_core.ipynb #dc65c596
 _DEAD_WORKER = ("a process has died that worked for this one; a script must do its work below "
                 "`if __name__ == \"__main__\":`, and workers=1 does without other processes")
 
 def in_processes(
-    function: Callable,     # A function of a module, for a process to import
-    jobs: Iterable[tuple],  # The arguments of each call
-    workers: int,           # Processes, each with one thread
-) -> Iterator:              # What the calls return, in the order in which they end
+    function: Callable[..., Any],       # A function of a module, for a process to import
+    jobs: Iterable[tuple[Any, ...]],    # The arguments of each call
+    workers: int,                       # Processes, each with one thread
+) -> Iterator[Any]:                     # What the calls return, in the order in which they end
     "Call `function(*job)` for every job in other processes. `InputError` if a process dies."
     others = set(active_children())
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
