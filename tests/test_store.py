@@ -52,7 +52,7 @@ for k in itertools.count():
 def test_several_writers_at_once(tmp_path):
     "Four processes fill one store, all of them write all ids; every file is whole."
     writers = [subprocess.Popen([sys.executable, "-c", FILL, tmp_path/"s"]) for _ in range(4)]
-    assert [p.wait(60) for p in writers] == [0] * 4
+    assert [p.wait(300) for p in writers] == [0] * 4
     store = FeatureStore(tmp_path/"s")
     assert len(store) == 40 and store.verify() == []
     assert all(float(store[f"v{i}"].mean()) == i for i in range(40))
