@@ -402,7 +402,7 @@ def _targets(
         files |= {Path(out or ".")/file_name(v, f".{form}"): [v] for v in ids}
     return files
 
-# %% ../nbs/24_commands.ipynb #2a57c81f
+# %% ../nbs/24_commands.ipynb #6570fb9c
 def _check_outputs(paths: list, out: str | None, videos: dict, inputs=()) -> dict[Path, list[str]]:
     "The files to write, with their videos. `InputError` for one that cannot be, or not as it is named."
     from sail_nbdev.export import check_form
