@@ -472,11 +472,15 @@ def _resume(acc, model, optimizer, out: Path, stage1) -> Position:
                      f"process{'es' * (acc.num_processes > 1)} have {n}; start as many as divide "
                      f"train.accumulate={model.config.train.accumulate}, or as many as before")
 
-# %% ../nbs/15_train.ipynb #2c8a40cb
-class _Row(Shape):
-    "What a row of the log must hold."
+# %% ../nbs/15_train.ipynb #f04157b5
+class _Place(Shape):
+    "Where a row of the log belongs."
     stage: Literal[1, 2]
     epoch: NonNegativeInt
+
+# %% ../nbs/15_train.ipynb #6ae2e57d
+class _Row(_Place):
+    "What a row of the log must hold."
     step: NonNegativeInt
 
 def _as_row(line: bytes) -> dict | None:
@@ -505,12 +509,13 @@ def _open_log(path: Path, step: int) -> Callable:
     write_text(path, "".join(line + "\n" for line, _ in old))
     return partial(append_json, path)
 
-# %% ../nbs/15_train.ipynb #f1701763
+# %% ../nbs/15_train.ipynb #d3334073
 def read_log(
     path: str | Path,   # `log.jsonl` of a run
 ) -> list[dict]:
-    "The rows of a log. `InputError` for a line that is not JSON."
-    return [row for row in read_lines(path) if isinstance(row, dict) and {"stage", "epoch"} <= row.keys()]
+    "The rows of a log. `InputError` for a line that is not JSON, and for a stage or epoch that cannot be."
+    rows = [row for row in read_lines(path) if isinstance(row, dict) and {"stage", "epoch"} <= row.keys()]
+    return [fitting(row, _Place, path) for row in rows]
 
 # %% ../nbs/15_train.ipynb #4eac5051
 def _term_curves(rows: list[dict], term: str) -> tuple:
