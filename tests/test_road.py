@@ -174,7 +174,7 @@ def test_training_is_refused_if_its_run_could_not_read_videos(copied, home):
     code, out, err = refused()
     assert code == 2 and "whose weights are others" in err and not (copied/"new").exists()
     write_json(store, about)
-    late = {**asked, "override": [*SMALL, "captioner.pretrained=no/where"]}       # found out inside of `train`
+    late = {**asked, "override": [*SMALL, "captioner.pretrained=no/where"]}      # found out inside of `train`
     code, _, err = told(sail_train, "plain", **late)
     assert code == 2 and "no/where" in err and not (copied/"new").exists()
     (copied/"empty").mkdir()
