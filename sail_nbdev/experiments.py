@@ -102,7 +102,7 @@ def _waves(configs: dict[str, Config]) -> list[list[str]]:
     return [first, [n for n in alone if n not in first]]
 
 # %% ../nbs/23_experiments.ipynb #d772b5b3
-_WORTH = 2000   # Videos, times epochs, that are trained on while processes start
+_WORTH = 6000   # Videos, times epochs, that are trained on while processes start
 
 def _n_workers(configs: list[Config], n_videos: int, device: str) -> int:
     "How many runs train side by side: one for each core of a CPU, if there is enough to do."

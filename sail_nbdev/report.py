@@ -452,7 +452,8 @@ def plot_widths(
         ax.plot([0, top], [0, top], color="#808488", lw=1, ls=":")                      # where they agree
         many = len(p) > 2000                                    # as a picture; so many shapes fill a page
         ax.scatter(*p.T, s=10, color=colors[name], alpha=.6, linewidths=0, rasterized=many)
-        ax.set(title=as_label(name), xlim=(0, top), ylim=(0, top), xlabel="true width (share)", aspect="equal")
+        ax.set(title=as_label(name), xlim=(0, top), ylim=(0, top), aspect="equal")
+        ax.set_xlabel("true width (share)")
     axes[0].set_ylabel("predicted width (share)")
     return axes
 
