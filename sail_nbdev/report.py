@@ -437,7 +437,7 @@ def width_pairs(
             pairs.append((true.duration / seconds, found[best].duration / seconds))
     return np.array(pairs, dtype=float).reshape(-1, 2)
 
-# %% ../nbs/21_report.ipynb #809ce313
+# %% ../nbs/21_report.ipynb #655342cb
 def plot_widths(
     pairs: dict[str, np.ndarray],   # Method -> true and predicted widths [events,2]
     colors: dict | None = None,     # Method -> colour; that of `row_colors` if not given

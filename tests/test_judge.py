@@ -98,7 +98,7 @@ def test_one_system_does_not_stop_the_others(files, tmp_path, capsys):
 @pytest.mark.parametrize("how, words", [
     (dict(metrics="METOR"), "metrics: 'METOR' is not one of METEOR, CIDEr, ROUGE_L, BLEU, localization"),
     (dict(metrics="METOR"), "did you mean METEOR?"),
-    (dict(bootstrap=0), "--bootstrap 0: must be above 0"),
+    (dict(bootstrap=0), "--bootstrap 0: must be a whole number from 1"),
     (dict(format="Vid2Seq"), "form='Vid2Seq': is not one of ActivityNet"),
     (dict(features="nowhere"), "nowhere: is not a feature store"),
     (dict(out="/proc/none/s.json"), "/proc/none/s.json: cannot be written"),
