@@ -24,9 +24,10 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = [f"{name}.ipynb" for name in """
-    00_core 01_config 02_data 03_video 04_clip 05_store 05a_arrays 05b_check 06_toyworld 07_masks 08_alignment
-    09_localizer 10_captioner 11_losses 12_gaps 13_writers 14_model 15_train 16_run 17_export 18_text_scores
-    19_evaluate 19a_judge 20_plots 21_report 22_explorer 23_experiments 24_commands""".split()]
+    00_core 01_config 02_data 03_video 04_clip 05_store 05a_arrays 05b_check 06_toyworld 06a_semireal
+    07_masks 08_alignment 09_localizer 10_captioner 11_losses 12_gaps 13_writers 14_model 15_train
+    16_run 17_export 18_text_scores 19_evaluate 19a_judge 20_plots 21_report 22_explorer 23_experiments
+    24_commands""".split()]
 ORDER = [name.split("_", 1)[1].removesuffix(".ipynb") for name in CHAPTERS]
 NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
                    if not p.name.startswith(".") and ".ipynb_" not in str(p))
