@@ -99,15 +99,22 @@ def _check_store(out: str, model: str, fps: float) -> None:
     asked = {"fps": fps} if Path(model).is_dir() else {"fps": fps, "model": model}
     FeatureStore.create(out, **{**FeatureStore(out).meta, **asked})
 
-# %% ../nbs/24_commands.ipynb #5ff66627
+# %% ../nbs/24_commands.ipynb #6e08cb87
+def _say_work(plan) -> None:
+    "Say what is ahead, unless no video can be read; why not is said then."
+    if plan.frames: say(plan, file=sys.stderr)
+
+# %% ../nbs/24_commands.ipynb #d17e24e1
 def _say_plan(jobs: dict, out, fps: float, model: str, pretrained) -> None:
     "Say what is ahead, before anything is loaded. `InputError` if it cannot be."
     from sail_nbdev.clip import check_model, to_fetch
     from sail_nbdev.store import changed_files, plan_work
     check_model(model, pretrained)
     if jobs: _check_store(out, model, fps)
-    plan = f"{plan_work(changed_files(jobs, out).values(), fps)}, " * bool(jobs)
-    say(f"{plan}by {model} ({to_fetch(model, pretrained) or 'nothing to fetch'})", file=sys.stderr)
+    fetch = to_fetch(model, pretrained)
+    if jobs or fetch:
+        plan = f"{plan_work(changed_files(jobs, out).values(), fps)}, " * bool(jobs)
+        say(f"{plan}by {model} ({fetch or 'nothing to fetch'})", file=sys.stderr)
 
 # %% ../nbs/24_commands.ipynb #d2712754
 def _estimate_features(jobs: dict, fps: float, model: str, pretrained, device) -> int:
@@ -446,7 +453,7 @@ def _give(result, targets: dict[Path, list[str]], **look) -> int:     # The exit
     if unwritten: raise InputError("; ".join(unwritten))
     return 1 if result.failures else 0
 
-# %% ../nbs/24_commands.ipynb #b674fdc8
+# %% ../nbs/24_commands.ipynb #aa2790d2
 @command
 def sail_caption(
     videos: Param("Video files, folders, or patterns in quotes", str, nargs="+"),
@@ -470,11 +477,11 @@ def sail_caption(
     from sail_nbdev.video import find_videos
     _need(model, "--model", "a run folder, a demo folder, or a hub id")
     files = find_videos(_as_list(videos))
-    run = Run.load(model, device)
+    run = Run.load(model, device).ready()
     read = [*_run_files(run.folder), *_as_list(videos)]
     targets = _check_outputs([json, srt, vtt, html], out, files, read)
     held = _held_in_pages(targets, files, link)
-    say(plan_work(files.values(), run.fps), file=sys.stderr)
+    _say_work(plan_work(files.values(), run.fps))
     single = {p: ids for p, ids in targets.items() if len(ids) == 1 and p.suffix == ".json"}
     result = run.caption_all(files, n_events, window, keep=partial(_write, single))
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
@@ -520,7 +527,7 @@ def _untimed_lines(untimed: dict) -> list[str]:
         return f"{v}: {len(left)} sentence{'s' * (len(left) > 1)} left without a time: {some}"
     return [line(v, left) for v, left in untimed.items()]
 
-# %% ../nbs/24_commands.ipynb #dea2d56f
+# %% ../nbs/24_commands.ipynb #b923bd25
 @command
 def sail_align(
     videos: Param("A video file, a folder, or a list .jsonl with id, path and captions", str),
@@ -553,7 +560,7 @@ def sail_align(
     check_outputs([*targets, annotations], [videos, sentences])
     plan = plan_alignment(files, texts, fps)
     aligner = _aligner(encoder, model, device)
-    say(plan, file=sys.stderr)
+    _say_work(plan)
     with WorkBar(plan, "align") as bar: result = align_all(files, texts, aligner, fps, skip, bar.frames)
     if len(files) == 1 and result.failures: raise InputError(*result.failures.values())
     if annotations: write_annotations(result.events, result.durations, annotations)

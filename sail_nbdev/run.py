@@ -176,6 +176,13 @@ def load(cls: Run,
     in_demo = folder/"runs"/"sail"
     return cls(in_demo if in_demo.is_dir() else folder, device)
 
+# %% ../nbs/16_run.ipynb #659160e1
+@patch
+def ready(self: Run) -> Run:
+    "The run, with its model and its encoder loaded. `InputError` for what is wrong with them."
+    for part in ("model", "counter", "encoder"): getattr(self, part)
+    return self
+
 # %% ../nbs/16_run.ipynb #9aca7a53
 def count_frames(
     counter,        # `Sail`: the one after stage 1, or a trained one whose localizer counts
@@ -525,13 +532,17 @@ def align_fps(
     most = max(_CELLS // n_sentences, n_sentences)
     return min(4., max(1., _FRAMES * n_sentences / seconds), most / seconds)
 
-# %% ../nbs/16_run.ipynb #ba8bab7e
-def _check_sentences(sentences: list[str], n_frames: int, seconds: float) -> None:
-    "`InputError` for no sentences, what is no sentence, or more of them than frames."
+# %% ../nbs/16_run.ipynb #4fa743f6
+def _check_sentences(sentences: list[str]) -> None:
+    "`InputError` for no sentences, or what is no sentence."
     if isinstance(sentences, str) or not sentences:
         raise InputError("sentences must be a list of at least one sentence")
     for s in sentences:
         if not isinstance(s, str) or not s.strip(): raise InputError(f"sentence {s!r} is not a text")
+
+# %% ../nbs/16_run.ipynb #e34bcfa6
+def _check_frames(sentences: list[str], n_frames: int, seconds: float) -> None:
+    "`InputError` for a video of no length, or with fewer frames than sentences."
     if not seconds > 0: raise InputError(f"the video's length must be more than 0 seconds, not {seconds}")
     if len(sentences) > n_frames:
         raise InputError(f"{len(sentences)} sentences are more than the video's {n_frames} frames "
@@ -583,7 +594,7 @@ def _file_frames(video, encoder: Encoder, n_sentences: int, fps: float | None, c
     fps = align_fps(n_sentences, header_seconds(video)) if fps is None else fps
     return encode_video(video, encoder, fps, count=count)
 
-# %% ../nbs/16_run.ipynb #23ea298f
+# %% ../nbs/16_run.ipynb #59fedf2c
 def align(
     video,                      # A file, or frames [S,D] and the seconds of the video
     sentences: list[str],       # In the order in which they happen
@@ -592,8 +603,9 @@ def align(
     skip: bool = False,         # May sentences that are not shown stay without a place (None)?
 ) -> list[Event]:
     "An event for each sentence, without any trained model. `InputError` for more sentences than frames."
+    _check_sentences(sentences)
     frames, seconds = _file_frames(video, encoder, len(sentences), fps)
-    _check_sentences(sentences, len(frames), seconds)
+    _check_frames(sentences, len(frames), seconds)
     frames = sample_frames(frames, max(2, len(frames)))         # a centre is a share of T - 1
     return _aligned(frames, _embedded(sentences, encoder), sentences, seconds, skip)
 
@@ -620,7 +632,7 @@ def event_scores(self: Run,
     enter, stay = _SHARE * (total[:2] / total[2] - (total[:2] / total[2]).mean(1, keepdim=True))
     return enter[None, :, None], stay[None, :, None]
 
-# %% ../nbs/16_run.ipynb #56496a40
+# %% ../nbs/16_run.ipynb #160edbf6
 @patch
 def align(self: Run,
     video,                      # A file, frames, or frames and seconds
@@ -629,9 +641,10 @@ def align(self: Run,
     skip: bool = False,         # May sentences that are not shown stay without a place (None)?
 ) -> list[Event]:
     "An event for each sentence, by the run's encoder and localizer. `InputError` for more than frames."
+    _check_sentences(sentences)
     known = video if isinstance(video, (str, Path)) else self.frames(video)
     frames, seconds = _file_frames(known, self.encoder, len(sentences), fps)
-    _check_sentences(sentences, len(frames), seconds)
+    _check_frames(sentences, len(frames), seconds)
     frames = sample_frames(frames, max(2, len(frames)))
     how = (self.config.losses.align_temperature, self.event_scores(frames, seconds))
     return _aligned(frames, _embedded(sentences, self.encoder), sentences, seconds, skip, *how)
@@ -647,7 +660,7 @@ def sentences_of(
     matching = match_ids(sentences, videos, where)
     return {v: sentences[name] for name, v in matching.pairs.items()}
 
-# %% ../nbs/16_run.ipynb #70902495
+# %% ../nbs/16_run.ipynb #2adaa973
 def plan_alignment(
     videos: dict,                       # Files by id
     sentences: dict[str, list[str]],    # Of each video
@@ -659,7 +672,7 @@ def plan_alignment(
     rate = {v: align_fps(len(sentences[v]), d) if fps is None else fps for v, d in seconds.items()}
     frames = {v: math.ceil(d * rate[v] - 1e-6) for v, d in seconds.items()}
     for v in sentences:
-        if len(videos) == 1 and seconds[v]: _check_sentences(sentences[v], frames[v], seconds[v])
+        if len(videos) == 1 and seconds[v]: _check_frames(sentences[v], frames[v], seconds[v])
     whole = sum(seconds.values())
     n = sum(frames.values())
     return Plan(len(seconds), whole, n, round(n / whole, 2) if whole else 1., False)
@@ -686,7 +699,7 @@ def add(self: Aligned,
     left = {n: s for n, (s, e) in enumerate(zip(sentences, found), 1) if e is None}
     if left: self.untimed[video] = left
 
-# %% ../nbs/16_run.ipynb #3948242f
+# %% ../nbs/16_run.ipynb #bdfc0cfb
 def align_all(
     videos: dict,                       # Files by id, or frames and seconds
     sentences: dict[str, list[str]],    # Of each video, in the order in which they happen
@@ -701,6 +714,7 @@ def align_all(
     for v, video in videos.items():
         try:
             if v not in sentences: raise InputError(f"video {v}: has no sentences")
+            _check_sentences(sentences[v])
             known = _file_frames(video, encoder, len(sentences[v]), fps, count)
             parts = dict(video=known, sentences=sentences[v], skip=skip)
             found = aligner.align(**parts) if isinstance(aligner, Run) else align(**parts, encoder=encoder)

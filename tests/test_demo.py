@@ -115,8 +115,13 @@ def test_training_has_no_time_stamp_to_read(demo):
     assert not any("truth" in p.read_text(errors="ignore") for p in (demo/"runs").rglob("*.json"))
 
 
+def hidden(folder):
+    "What is half-written; the lock of a run stays, and is empty."
+    return [p for p in folder.rglob(".*") if p.name != ".lock" or p.stat().st_size]
+
+
 def test_nothing_half_written_is_left(demo):
-    assert [p for p in demo.rglob("*") if p.name.startswith(".")] == []
+    assert hidden(demo) == []
 
 
 # -- interrupted at many places
@@ -150,7 +155,7 @@ def test_interrupted_and_run_again_gives_the_same(demo, tmp_path):
         if p.returncode == 130:
             stopped += 1
             assert "interrupted; finished steps are kept" in words and "Traceback" not in words
-        assert [q for q in out.rglob("*") if q.name.startswith(".")] == [], f"after {stopped}"
+        assert hidden(out) == [], f"after {stopped}"
     assert stopped >= 4
     r = run_process("sail_demo", "--out", out, "--fast", "--device", "cpu")
     assert r.returncode == 0, r.stderr[-2000:]
@@ -230,7 +235,7 @@ def test_a_long_video_is_cut_into_windows(demo, tmp_path):
     assert all(0 <= start <= end <= seconds for start, end in times)
     assert {int(4 * start / seconds) for start, _ in times} == {0, 1, 2, 3}
     page = (tmp_path/"cut.html").read_text()
-    assert 'src="long.mp4"' in page and page.count("<polygon") == len(times) and len(page) < 1e6
+    assert 'src="long.mp4"' in page and page.count(' data-mask="') == len(times) and len(page) < 1e6
 
 
 def test_the_window_covers_the_training_videos(demo):

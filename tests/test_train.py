@@ -299,7 +299,7 @@ def test_stages_one_after_the_other(tmp_path, data, alone):
     same_run(alone, out)
     r = on_command_line(data, out, "--resume", "--stage", "3")
     assert r.returncode == 2
-    assert r.stderr.strip() == "sail_train: --stage 3: must be 1 or 2"
+    assert r.stderr.strip() == "sail_train: --stage 3: must be a whole number from 1 to 2"
 
 
 def with_moment(change):
