@@ -272,7 +272,7 @@ def run_demo(
     configs = demo_configs(seed, fast)
     if progress and not (out/"scores.json").exists():
         with _one_thread(): minutes = _demo_minutes(configs, world, device)
-        print(f"about {minutes:.0f} minutes on this machine")
+        print(f"about {max(1, round(minutes))} min on this machine")
     tell(f"1/3 the world: {out/'world'}")
     tell(f"    captions between events by {backend.about['model']}")
     data = prepare_world(world, out/"world", 40 if fast else 200, device, progress, backend)

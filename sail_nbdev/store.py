@@ -460,6 +460,7 @@ class WorkBar:
         show: bool = True,
         by_frames: bool = True,     # Are frames reported?
     ):
+        show = show and plan.frames > 0
         self.by_frames = by_frames and plan.videos <= 100
         total, unit = (plan.frames, " frames") if self.by_frames else (plan.videos, " videos")
         self.bar = tqdm(total=total, desc=desc, unit=unit, disable=not show, leave=False)
