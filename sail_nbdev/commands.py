@@ -548,6 +548,7 @@ def sail_align(
     device: str = None,         # cpu, cuda, mps (the best there is if not given)
 ) -> int:                       # 0 all well, 1 some videos failed
     "Find when each sentence of a video happens, without training; prints it, and writes what is asked for."
+    _loading()
     from sail_nbdev.data import read_sentences
     from sail_nbdev.export import write_annotations
     from sail_nbdev.run import align_all, plan_alignment, sentences_of
