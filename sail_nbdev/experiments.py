@@ -101,7 +101,7 @@ def _waves(configs: dict[str, Config]) -> list[list[str]]:
     first = [n for n in alone if _first_like(n, configs, stage1_settings) == n]
     return [first, [n for n in alone if n not in first]]
 
-# %% ../nbs/23_experiments.ipynb #d772b5b3
+# %% ../nbs/23_experiments.ipynb #44de080c
 _WORTH = 6000   # Videos, times epochs, that are trained on while processes start
 
 def _n_workers(configs: list[Config], n_videos: int, device: str) -> int:
@@ -243,19 +243,20 @@ def demo_configs(
     methods = ("uniform", "ilcacm", "sail", "sail_plus")
     return {m: Config.preset("toy", m, {"seed": seed, **short}) for m in methods}
 
-# %% ../nbs/23_experiments.ipynb #803d21b6
+# %% ../nbs/23_experiments.ipynb #03d396e5
 def _demo_minutes(configs: dict[str, Config], world: World, device: str | None) -> float:
-    "About how many minutes a demo takes here: twice its training."
+    "About how many minutes a demo takes here: 2.5 times its training, were there no run beside another."
     cost = estimate_cost(configs["sail_plus"], world.n_train, device)
     first, second = ([configs[n] for n in names] for names in _waves(configs))
     workers = [_n_workers(wave, world.n_train, pick_device(device)) for wave in (first, second)]
     per_epoch = math.ceil(world.n_train / configs["sail_plus"].train.batch_size)
     times = [per_epoch * cost["seconds"][stage] for stage in (1, 2)]        # of an epoch
     t = configs["sail_plus"].train
-    whole = t.epochs_stage1 * times[0] + t.epochs_stage2 * times[1]
-    return 2 * (len(first) * whole / workers[0] + len(second) * t.epochs_stage2 * times[1] / workers[1]) / 60
+    part = t.epochs_stage2 * times[1]
+    whole = t.epochs_stage1 * times[0] + part
+    return 2.5 * (len(first) * whole / workers[0] + len(second) * part / workers[1]) / 60
 
-# %% ../nbs/23_experiments.ipynb #34a51dcd
+# %% ../nbs/23_experiments.ipynb #00bea51a
 def run_demo(
     out: str | Path = "demo",       # Gets world/, runs/, predictions/, scores.json, report.html
     seed: int = 42,                 # Seed of the world and of everything trained on it
