@@ -39,6 +39,7 @@ def test_wrong_input_is_one_sentence(tmp_path, args, message):
     assert read_json(tmp_path/"s.json") == {"one": [], "none": [], "v": ["A man goes and he comes."]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, gaps", [("anet_train", "27,412"), ("yc2_train", "9,004")])
 def test_dry_run(name, gaps):
     if not ANNOTATIONS.exists(): pytest.skip("the annotation files are not beside this checkout")

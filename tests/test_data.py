@@ -247,6 +247,7 @@ print(a.shape, float(a.sum()))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_sample_at_once_find_one_array(tmp_path):
     store = made_store(tmp_path/"s")
     ids = [f"v{i}" for i in range(20)]

@@ -10,7 +10,8 @@ import pytest
 from run_elsewhere import CASES
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(bool(elsewhere.unknown()), reason=elsewhere.unknown())
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(bool(elsewhere.unknown()), reason=elsewhere.unknown())]
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def localization(found):
 
 # -- the reference cases
 
+@pytest.mark.slow
 @needs_java
 def test_the_toy_case_has_the_reference_programs_scores():
     "60 videos of the embedded world, as a trained model answered for them."
@@ -65,6 +66,7 @@ def test_the_toy_case_has_the_reference_programs_scores():
     assert found["coverage"]["predicted"] == len(read_predictions(predictions))
 
 
+@pytest.mark.slow
 @needs_java
 def test_paths_dicts_events_and_videos_are_one_case():
     predictions, references, _ = case("toy", OWN)
@@ -323,6 +325,7 @@ def script(name, *args):
     return [sys.executable, "-m", "sail_nbdev.commands", name, *map(str, args)]
 
 
+@pytest.mark.slow
 @needs_java
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_an_interrupted_evaluation_leaves_no_process(tmp_path):
@@ -343,6 +346,7 @@ def test_an_interrupted_evaluation_leaves_no_process(tmp_path):
     assert not any(Path(f"/proc/{c}").exists() for c in children) and not (tmp_path/"s.json").exists()
 
 
+@pytest.mark.slow
 @needs_java
 def test_several_evaluations_at_once():
     rng = random.Random(3)
@@ -351,6 +355,7 @@ def test_several_evaluations_at_once():
     with ThreadPoolExecutor(2) as pool: assert list(pool.map(lambda job: evaluate(*job), jobs)) == alone
 
 
+@pytest.mark.slow
 @needs_java
 def test_many_methods_share_one_program_and_score_as_they_do_alone(monkeypatch):
     rng = random.Random(5)
@@ -368,6 +373,7 @@ def test_many_methods_share_one_program_and_score_as_they_do_alone(monkeypatch):
     assert evaluate_many({}, annotators) == {}
 
 
+@pytest.mark.slow
 @needs_java
 def test_paragraphs_are_scored_when_asked():
     truth = {v: o | {"timestamps": o["timestamps"], "sentences": o["sentences"]} for v, o in STORY.items()}
@@ -483,6 +489,7 @@ def test_no_annotator_is_refused():
     with pytest.raises(InputError, match="holds no videos"): evaluate(TOLD, {})
 
 
+@pytest.mark.slow
 def test_an_empty_sentence_is_scored_and_counts():
     blank = {"v": [{"sentence": "", "timestamp": [0, 9]}, {"sentence": "  ", "timestamp": [11, 20]}]}
     assert evaluate(blank, STORY, metrics=["localization"])["mean"]["Precision"] > 0

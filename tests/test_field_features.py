@@ -505,6 +505,7 @@ def test_untimed_annotations(ready):
     assert report.commands["sail_predict"] == "ready"                           # rows tell the durations
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     "Under python -m, with a missing folder."
     args = [sys.executable, "-m", "sail_nbdev.commands", "sail_check", str(tmp_path/"no")]

@@ -145,6 +145,7 @@ def forks():
     return context
 
 
+@pytest.mark.slow
 def test_six_processes_write_at_once(tmp_path):
     context = forks()
     processes = [context.Process(target=fill, args=(tmp_path/"c.sqlite", k)) for k in range(6)]
@@ -164,6 +165,7 @@ def fill_for_ever(path):
         time.sleep(.001)
 
 
+@pytest.mark.slow
 def test_killed_while_writing(tmp_path):
     "Thirty times: the file stays whole, and no committed row is lost."
     context = forks()

@@ -524,6 +524,7 @@ def test_a_java_that_is_none_leaves_what_needs_none(here, monkeypatch, program):
     assert scores["mean"]["Recall"] == 1 and "METEOR" in scores["missing"]["metrics"]
 
 
+@pytest.mark.slow
 @needs_java
 def test_settings_of_java_in_the_environment_change_nothing(here, monkeypatch):
     monkeypatch.setenv("_JAVA_OPTIONS", "-Xmx1k")
@@ -532,6 +533,7 @@ def test_settings_of_java_in_the_environment_change_nothing(here, monkeypatch):
     assert "missing" not in scores and scores["mean"]["METEOR"] > 0
 
 
+@pytest.mark.slow
 @needs_java
 def test_a_carriage_return_keeps_captions_with_their_own(here):
     "The published programs compare all that follows with its neighbour."

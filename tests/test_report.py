@@ -208,6 +208,7 @@ def write_csv(path, seconds, prefix="", suffix=".mp4", sentence="A ball rolls.")
     return path
 
 
+@pytest.mark.slow
 def test_a_table_of_others_stands_beside_a_run(made_demo, world, tmp_path):
     data, seconds = world
     table = write_csv(tmp_path/"qwen.csv", seconds)
@@ -354,6 +355,7 @@ def run(*args):
     return shell.run("sail_report", *args, MPLBACKEND="Agg")
 
 
+@pytest.mark.slow
 def test_command(made_demo, tmp_path):
     done = shell.run_process("sail_report", made_demo[0], "--out", tmp_path/"r.html")
     assert done.returncode == 0 and "r.html" in done.stdout, done.stderr

@@ -49,6 +49,7 @@ for k in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_several_writers_at_once(tmp_path):
     "Four processes fill one store, all of them write all ids; every file is whole."
     writers = [subprocess.Popen([sys.executable, "-c", FILL, tmp_path/"s"]) for _ in range(4)]
@@ -58,6 +59,7 @@ def test_several_writers_at_once(tmp_path):
     assert all(float(store[f"v{i}"].mean()) == i for i in range(40))
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_files(tmp_path):
     "A process that writes one id again and again is killed at five different moments."
     for i in range(5):
@@ -118,6 +120,7 @@ def test_an_encoder_that_fails_stops_the_decoders(clip_folder, tmp_path):
 
 # -- the command
 
+@pytest.mark.slow
 def test_command(clip_folder, tmp_path):
     videos = tmp_path/"videos"
     (videos/"more").mkdir(parents=True)
@@ -154,6 +157,7 @@ def killed_after(n, args, store):
     p.wait()
 
 
+@pytest.mark.slow
 def test_killed_and_continued(clip_folder, tmp_path):
     "kill -9 twice: what is stored is whole, and in the end the store is that of a run left alone."
     for i in range(24):
@@ -186,6 +190,7 @@ def cluster():
     nodes.shutdown()
 
 
+@pytest.mark.slow
 def test_ray_on_two_nodes_makes_the_same_store(clip_folder, tmp_path, cluster):
     "One process on each node, one bad video among twenty; a second call has nothing to do."
     for i in range(20):
@@ -223,6 +228,7 @@ def test_a_cluster_machine_with_another_encoder_adds_nothing(clip_folder, tmp_pa
     assert worker(good.folder)(rows)["reason"].tolist() == [""] and len(good) == 1
 
 
+@pytest.mark.slow
 def test_engines_that_are_not_there(clip_folder, tmp_path):
     video = write_clip(tmp_path/"v.mp4", grey(10))
     asked = (video, "--model", clip_folder, "--pretrained", "none", "--device", "cpu", "--out", tmp_path/"s")
@@ -255,6 +261,7 @@ def arrays(tmp_path):
     return made
 
 
+@pytest.mark.slow
 def test_arrays_of_a_folder(tmp_path, arrays):
     r = run("--arrays", tmp_path/"npy", "--out", tmp_path/"one", "--model", "c3d")
     assert r.returncode == 0 and "4 videos done" in r.stdout, r.stderr
@@ -275,6 +282,7 @@ def test_arrays_of_one_h5_file(tmp_path, arrays):
     assert "v_3" in (tmp_path/"two"/"failed.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_arrays_that_are_none(tmp_path):
     (tmp_path/"empty").mkdir()
     for wrong, says in ((tmp_path/"nowhere", "neither a folder"), (tmp_path/"empty", "no .npy, .npz")):

@@ -208,12 +208,14 @@ def stats_of(lines, n_processes):
         return meteor.stats()
 
 
+@pytest.mark.slow
 @needs_java
 def test_two_processes_count_as_one_does():
     lines = meteor_lines()
     np.testing.assert_array_equal(stats_of(lines, 2), stats_of(lines, 1))
 
 
+@pytest.mark.slow
 @needs_java
 def test_scores_are_those_of_meteors_program():
     "Of each pair, and of the sum over all of them."
@@ -226,6 +228,7 @@ def test_scores_are_those_of_meteors_program():
     assert meteor_score(summable(stats).sum(0)) == pytest.approx(wanted[-1], abs=1e-12)
 
 
+@pytest.mark.slow
 @needs_java
 def test_bars_in_a_hypothesis_are_no_new_field():
     with_bars, without = stats_of([meteor_line(["a man"], "a ||| man"), meteor_line(["a man"], "a man")], 1)

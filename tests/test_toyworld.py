@@ -48,6 +48,7 @@ def in_session(leader):
     return ids
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_files(tmp_path):
     process = start(script(tmp_path/"make.py"), tmp_path/"pool")
     error = process.communicate(timeout=120)[1]
@@ -60,6 +61,7 @@ def test_processes_make_the_same_files(tmp_path):
     for name, content in alone.items(): assert content == pool[name], name
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     process = start(script(tmp_path/"make.py", guarded=False), tmp_path/"world")
     error = process.communicate(timeout=120)[1]
@@ -68,6 +70,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     assert "a script must do its work below `if __name__" in error
 
 
+@pytest.mark.slow
 @POSIX
 def test_ctrl_c_ends_all_and_leaves_whole_files(tmp_path):
     out = tmp_path/"world"
@@ -80,6 +83,7 @@ def test_ctrl_c_ends_all_and_leaves_whole_files(tmp_path):
     assert 5 <= len(list(out.glob("videos/*.mp4"))) < 400
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs the process files of Linux")
 def test_a_killed_parent_takes_its_workers_with_it(tmp_path):
     process = start(script(tmp_path/"make.py", n=400), tmp_path/"world")

@@ -131,6 +131,7 @@ def kill_and_continue(tmp_path, config, data, alone, kills, between=lambda out: 
     return killed
 
 
+@pytest.mark.slow
 def test_killed_three_times_ends_in_the_same_weights(tmp_path, data, alone):
     assert kill_and_continue(tmp_path, tiny(), data, alone, 3) == 3
 
@@ -229,6 +230,7 @@ def on_a_full_disk(tmp_path, config, data, out, limit, minutes):
     return r.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
     "Files may grow to 20 kB only: the next checkpoint cannot be written. Later there is room."
     out = tmp_path/"run"
@@ -241,6 +243,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, data, alone):
     same_run(alone, out)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_in_the_middle_of_an_epoch(tmp_path, data, alone):
     "The last line of the log is torn; with room again the run ends in the same bits."
     out = tmp_path/"run"
@@ -288,6 +291,7 @@ def on_command_line(data, out, *options):
     return subprocess.run([*command, *options, "--override", *overrides], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_stages_one_after_the_other(tmp_path, data, alone):
     out = tmp_path/"run"
     r = on_command_line(data, out, "--stage", "1")
@@ -750,6 +754,7 @@ def difference(name, x, y):
     return max(query.max().item(), value.max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_two_processes_are_one_that_takes_all_batches(tmp_path, in_two_processes, name):
     "Dropout off. Also where batches do not divide, and where an update has no negative caption."
@@ -807,6 +812,7 @@ mixed_precision: 'no'
 """
 
 
+@pytest.mark.slow
 def test_accelerate_launches_the_command(tmp_path, data):
     "The configuration file of a machine with two GPUs, here with `--device cpu`."
     (tmp_path/"two.yaml").write_text(MACHINE)
@@ -900,6 +906,7 @@ def test_validation_needs_a_split(tmp_path, data):
     assert not (tmp_path/"run"/"config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_losses(tmp_path, data):
     config = tiny(**NO_DROPOUT)
@@ -941,6 +948,7 @@ def estimate(preset, *overrides):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_an_estimate_needs_no_data():
     r = estimate("toy")
     assert r.returncode == 2

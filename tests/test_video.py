@@ -159,6 +159,7 @@ print(sum(1 for _ in walk), memory() - before)
 """
 
 
+@pytest.mark.slow
 def test_streaming_holds_one_frame(tmp_path):
     "Twenty seconds walked at 25 fps: memory grows by less than a tenth of the frames' bytes."
     path = write_clip(tmp_path/"long.mp4", np.zeros((1, 360, 640, 3), np.uint8).repeat(500, 0), rate=25)
@@ -221,6 +222,7 @@ def ffmpeg():
         return shutil.which("ffmpeg") or pytest.skip("no ffmpeg program on this machine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bikes.mp4", "carphone_pristine.mp4", "bigbuckbunny.mp4"])
 @pytest.mark.parametrize("fps", [1, 4])
 def test_sampling_of_the_ffmpeg_program(tmp_path, ffmpeg, name, fps):

@@ -373,6 +373,7 @@ def prepare(folder, n=9, videos=10):
     write_json(folder/"train.json", {v: {"sentences": list(o.captions)} for v, o in boxes(n, videos).items()})
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_while_the_server_thinks(server, tmp_path):
     "Ten answers, then four questions that hang for half a minute."
     prepare(tmp_path)
@@ -422,6 +423,7 @@ def kill_after_three(p, cache):
     assert p.exitcode == -signal.SIGKILL and len(cache.rows) > before
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_continued(tmp_path):
     "No answer is lost, none is kept twice, and every video has its N - 1 in the end."
     pytest.importorskip("openai")
@@ -442,6 +444,7 @@ def test_killed_ten_times_and_continued(tmp_path):
     server.close()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     "Nothing is asked twice, both end with the same captions, and a third finds all there."
     pytest.importorskip("openai")
@@ -641,6 +644,7 @@ def test_a_gap_that_the_data_folder_has_not(walls, blip):
 
 # -- a real model
 
+@pytest.mark.slow
 def test_a_real_small_model_is_filtered(tmp_path):
     "SmolLM2-135M from a wheel, on captions of the embedded world: what is used holds no echo."
     pytest.importorskip("gguf")
