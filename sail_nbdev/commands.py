@@ -78,18 +78,6 @@ def _check_features(paths, out, texts, arrays, engine: str, decode: str, **only)
     if decode.split(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"--decode {decode}: is not one of cpu, cuda")
 
-# %% ../nbs/24_commands.ipynb #687b483a
-def _encoder_for(out, texts, named: tuple) -> tuple:    # Model, weights, dtype
-    "What is named, else what made the store `out` or the frames of the folder `texts`, else the papers'."
-    from sail_nbdev.clip import dtype_of
-    from sail_nbdev.store import FeatureStore, encoder_of
-    model, pretrained, dtype = named
-    folder = Path(out) if out else Path(texts or ".")/"features"
-    if model or not (folder/"store.json").exists(): return model or "ViT-L-14", pretrained or "openai", dtype
-    store = FeatureStore(folder)
-    model, weights = encoder_of(store)
-    return model, pretrained or weights, dtype or dtype_of(store.meta)
-
 # %% ../nbs/24_commands.ipynb #3925e284
 def _check_store(out: str, model: str, fps: float) -> None:
     "`InputError` if the store cannot be written, or is another encoder's, as far as names tell."
@@ -176,14 +164,15 @@ def sail_features(
     "Encode the frames of videos, and captions, with CLIP and keep the features; goes on where it stopped."
     _loading()
     from sail_nbdev.clip import Encoder
-    from sail_nbdev.store import FeatureStore, encode_texts, extract
+    from sail_nbdev.store import FeatureStore, encode_texts, encoder_for, extract
     from sail_nbdev.video import find_videos
     only = dict(ids=ids, key=key, stride=None if stride == 1 else stride)
     if not estimate: _check_features(paths, out, texts, arrays, engine, decode, **only)
     jobs = find_videos(_as_list(paths)) if paths else {}
     failed = bool(arrays) and _take_over(arrays, out, ids, key, stride, model, pretrained, fps)
     if not (jobs or texts or estimate): return int(failed)
-    model, pretrained, dtype = _encoder_for(out if jobs else None, texts, (model, pretrained, dtype))
+    made = out if jobs and out else Path(texts or ".")/"features"
+    model, pretrained, dtype = encoder_for(made, model, pretrained, dtype)
     if estimate: return _estimate_features(jobs, fps, model, pretrained, device or None)
     _say_plan(jobs, out, fps, model, pretrained)
     encoder = Encoder(model, pretrained, device or None, dtype)
@@ -410,7 +399,7 @@ def _targets(
     return files
 
 # %% ../nbs/24_commands.ipynb #6570fb9c
-def _check_outputs(paths: list, out: str | None, videos: dict, inputs=()) -> dict[Path, list[str]]:
+def _check_outputs(paths: list, out: str | None, videos: dict, inputs=(), more=()) -> dict[Path, list[str]]:
     "The files to write, with their videos. `InputError` for one that cannot be, or not as it is named."
     from sail_nbdev.export import check_form
     targets = _targets(paths, out, videos)
@@ -420,7 +409,7 @@ def _check_outputs(paths: list, out: str | None, videos: dict, inputs=()) -> dic
             raise InputError(f"{path}: a subtitle file holds one video, not {len(ids)}; "
                              f"--out DIR --{form} (without a file) writes one file for each")
         check_form(path, len(ids))
-    check_outputs(targets, [*inputs, *videos.values()])
+    check_outputs([*targets, *more], [*inputs, *videos.values()])
     return targets
 
 # %% ../nbs/24_commands.ipynb #2223db79
@@ -556,9 +545,8 @@ def sail_align(
     from sail_nbdev.video import find_videos
     files = find_videos([videos])
     texts = sentences_of(files, read_sentences(sentences or videos), sentences or videos)
-    targets = _check_outputs([json, srt, vtt, html], out, files, [videos, sentences])
+    targets = _check_outputs([json, srt, vtt, html], out, files, [videos, sentences], [annotations])
     held = _held_in_pages(targets, files, link)
-    check_outputs([*targets, annotations], [videos, sentences])
     plan = plan_alignment(files, texts, fps)
     aligner = _aligner(encoder, model, device)
     _say_work(plan)

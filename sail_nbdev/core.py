@@ -40,11 +40,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 # %% auto #0
-__all__ = ['COLORS', 'InputError', 'Event', 'Video', 'tiou', 'plot_style', 'plain', 'say', 'attempts', 'bounded', 'command',
-           'check_output', 'check_outputs', 'file_name', 'stem_of', 'atomic_path', 'write_text', 'append_json',
-           'write_json', 'read_text', 'parse_json', 'memory_size', 'check_size', 'Shape', 'fitting', 'read_json',
-           'read_lines', 'writable_dir', 'package_file', 'some_of', 'derive_seed', 'set_seed', 'pick_device',
-           'in_processes']
+__all__ = ['COLORS', 'InputError', 'Event', 'clock', 'Video', 'tiou', 'plot_style', 'plain', 'say', 'attempts', 'bounded',
+           'command', 'check_output', 'check_outputs', 'file_name', 'stem_of', 'atomic_path', 'write_text',
+           'append_json', 'write_json', 'read_text', 'parse_json', 'memory_size', 'check_size', 'Shape', 'fitting',
+           'read_json', 'read_lines', 'writable_dir', 'package_file', 'some_of', 'derive_seed', 'set_seed',
+           'pick_device', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #f21082bd
 class InputError(ValueError):
@@ -71,6 +71,17 @@ class Event:
     def duration(self) -> float:
         "Length in seconds."
         return self.end - self.start
+
+# %% ../nbs/00_core.ipynb #75ca8f3c
+def clock(
+    seconds: float,
+    longest: float | None = None,   # Length of the video, seconds; by default `seconds`
+) -> str:
+    "Seconds as m:ss; as h:mm:ss where the video is an hour or more."
+    s = int(seconds)
+    hours, minutes = divmod(s // 60, 60)
+    if max(s, longest or 0) >= 3600: return f"{hours}:{minutes:02d}:{s % 60:02d}"
+    return f"{minutes}:{s % 60:02d}"
 
 # %% ../nbs/00_core.ipynb #8261e8ef
 @dataclass(frozen=True)

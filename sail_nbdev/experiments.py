@@ -36,6 +36,7 @@ from .run import Run
 from .store import FeatureStore, encode_texts, extract, open_store
 from .toyworld import World, make_world, train_toy_clip
 from .train import estimate_cost, make_config, stage1_settings, take_over, train, training_settings
+from .train import training_videos
 from .video import find_videos
 from .writers import RulesBackend, TransformersBackend, small_model
 
@@ -117,10 +118,9 @@ def _jobs(names: list[str], configs: dict, runs: dict[str, Path], data: Path, de
     return [(configs[n], data, runs[n], None if others[n] == n else runs[others[n]], device) for n in names]
 
 # %% ../nbs/23_experiments.ipynb #7aa488c1
-def _train_wave(names: list[str], configs: dict, runs: dict, data: Path, device: str, progress: bool) -> None:
+def _train_wave(names: list[str], configs, runs, data: Path, n_videos: int, device: str, progress: bool):
     "Train some runs, side by side where that is quicker; of those at work the first shows its bar."
     new = [n for n in names if not (runs[n]/"model.safetensors").exists()]
-    n_videos = len(read_annotations(annotation_files(data, "train")[0]))
     workers = _n_workers([configs[n] for n in new], n_videos, device)
     jobs = [(*job, progress and i % workers == 0)
             for i, job in enumerate(_jobs(names, configs, runs, data, device))]
@@ -165,7 +165,8 @@ def compare(
     out = writable_dir(out)
     options = dict(device=pick_device(device), progress=progress)
     runs = {name: out/"runs"/name for name in configs}
-    for names in _waves(configs): _train_wave(names, configs, runs, data, **options)
+    n_videos = training_videos(next(iter(configs.values())).name, data)
+    for names in _waves(configs): _train_wave(names, configs, runs, data, n_videos, **options)
     for name in configs: _take_twin(name, configs, runs)
     for name in configs:
         counts = _count_one(name, configs, runs, data, **options)
@@ -249,12 +250,10 @@ def _demo_minutes(configs: dict[str, Config], world: World, device: str | None) 
     cost = estimate_cost(configs["sail_plus"], world.n_train, device)
     first, second = ([configs[n] for n in names] for names in _waves(configs))
     workers = [_n_workers(wave, world.n_train, pick_device(device)) for wave in (first, second)]
-    per_epoch = math.ceil(world.n_train / configs["sail_plus"].train.batch_size)
-    times = [per_epoch * cost["seconds"][stage] for stage in (1, 2)]        # of an epoch
     t = configs["sail_plus"].train
-    part = t.epochs_stage2 * times[1]
-    whole = t.epochs_stage1 * times[0] + part
-    return 2.5 * (len(first) * whole / workers[0] + len(second) * part / workers[1]) / 60
+    part = math.ceil(world.n_train / t.batch_size) * t.epochs_stage2 * cost["seconds"][2] / 60     # stage 2
+    whole = 60 * cost["hours"]
+    return 2.5 * (len(first) * whole / workers[0] + len(second) * part / workers[1])
 
 # %% ../nbs/23_experiments.ipynb #00bea51a
 def run_demo(

@@ -22,9 +22,9 @@ from matplotlib import pyplot as plt
 
 from .clip import Encoder
 from .config import Config
-from .core import Event, InputError, package_file, plot_style
+from .core import Event, InputError, clock, package_file, plot_style
 from .data import sample_frames
-from .export import clock, mask_points, mask_text, row_colors, write_annotations
+from .export import mask_points, mask_text, row_colors, write_annotations
 from .losses import similarities
 from .masks import MASKS, event_masks
 from .plots import as_label, film_strip, plot_masks, strip_image, timeline

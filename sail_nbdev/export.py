@@ -20,12 +20,12 @@ from fastcore.basics import NotStr
 from fastcore.xml import (FT, H1, B, Body, Button, Div, Figure, Head, Html, Img, Input, Li, Main, Meta, Ol,
                           Option, P, Script, Select, Span, Style, Title, Video, ft, to_xml)
 
-from .core import COLORS, Event, InputError, attempts, file_name
+from .core import COLORS, Event, InputError, attempts, clock, file_name
 from .core import package_file, write_json, write_text
 from .data import predictions_json
 
 # %% auto #0
-__all__ = ['events_json', 'events_subtitles', 'video_source', 'clock', 'mask_text', 'mask_points', 'transcript', 'row_colors',
+__all__ = ['events_json', 'events_subtitles', 'video_source', 'mask_text', 'mask_points', 'transcript', 'row_colors',
            'player_fragment', 'html_page', 'player_html', 'embeddable', 'write_annotations', 'check_form',
            'write_events', 'write_each', 'write_outputs']
 
@@ -83,17 +83,6 @@ def video_source(
     try: data = base64.b64encode(video.read_bytes()).decode()
     except OSError as e: raise InputError(f"{video}: cannot be read ({e.strerror})") from None
     return f"data:{mimetypes.guess_type(video.name)[0] or 'video/mp4'};base64,{data}"
-
-# %% ../nbs/17_export.ipynb #75ca8f3c
-def clock(
-    seconds: float,
-    longest: float | None = None,   # Length of the video, seconds; by default `seconds`
-) -> str:
-    "Seconds as m:ss; as h:mm:ss where the video is an hour or more."
-    s = int(seconds)
-    hours, minutes = divmod(s // 60, 60)
-    if max(s, longest or 0) >= 3600: return f"{hours}:{minutes:02d}:{s % 60:02d}"
-    return f"{minutes}:{s % 60:02d}"
 
 # %% ../nbs/17_export.ipynb #8d63fd05
 def mask_text(

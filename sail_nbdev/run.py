@@ -413,11 +413,10 @@ def caption_frames(
 @patch
 def frames(self: Run,
     video,                      # A file; frames [S,D]; or frames and the seconds of the video
-    progress: bool = False,     # Show a bar while a file is read
     count=None,                 # Called with the number of frames of each chunk that is read
 ) -> tuple[torch.Tensor, float]:    # [S,D] on the CPU, and seconds
     "The frames of one video in the space of the run. `InputError` for a file that is no video."
-    if isinstance(video, (str, Path)): return encode_video(video, self.encoder, self.fps, progress, count)
+    if isinstance(video, (str, Path)): return encode_video(video, self.encoder, self.fps, count)
     frames, seconds = video if isinstance(video, tuple) else (video, len(video) / self.fps)
     return torch.as_tensor(frames, dtype=torch.float32), float(seconds)
 

@@ -32,16 +32,16 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from .clip import Encoder, check_model, dtype_of
-from .core import InputError, Video, append_json, atomic_path, check_size, file_name, fitting
-from .core import read_json, writable_dir, write_json, write_text
+from .core import InputError, Video, append_json, atomic_path, check_size, clock, file_name
+from .core import fitting, read_json, writable_dir, write_json, write_text
 from .data import annotation_files, clean_caption, read_annotations, sample_frames
 from .video import by_id, header_seconds, iter_frames
 
 # %% auto #0
 __all__ = ['FeatureStore', 'open_store', 'as_numpy', 'checked_rows', 'with_durations', 'encode_video', 'Plan', 'plan_work',
            'decoding_rate', 'time_words', 'WorkBar', 'file_state', 'FailureLog', 'changed_files', 'extract',
-           'encode_captions', 'stale_captions', 'encode_texts', 'encoder_of', 'encoder_note', 'made_with',
-           'export_arrays', 'summary_lines']
+           'encode_captions', 'stale_captions', 'encode_texts', 'encoder_of', 'encoder_note', 'encoder_for',
+           'made_with', 'export_arrays', 'summary_lines']
 
 # %% ../nbs/05_store.ipynb #83992edd
 class FeatureStore:
@@ -383,20 +383,15 @@ def encode_video(
     path: str | Path,           # Video file
     encoder: Encoder,           # What makes the features
     fps: float = 1.0,           # Frames per second
-    progress: bool = False,     # Show a bar on a terminal
     count=None,                 # Called with the number of frames of each chunk
 ) -> tuple[torch.Tensor, float]:    # Float32 [S,D] on the CPU, and the duration in seconds
     "The features of one video file, in constant memory for its frames. `InputError` as of `iter_frames`."
     rows = []
     walk = _chunks(path, fps)
-    shown = dict(desc=Path(path).name, unit=" frames", delay=1, leave=False)
-    total = math.ceil(header_seconds(path) * fps) or None if progress else None
-    with tqdm(disable=None if progress else True, total=total, **shown) as bar:
-        while True:
-            try: rows.append(encoder.images(next(walk)).cpu())
-            except StopIteration as e: return torch.cat(rows), e.value              # [S,D]
-            bar.update(len(rows[-1]))
-            if count: count(len(rows[-1]))
+    while True:
+        try: rows.append(encoder.images(next(walk)).cpu())
+        except StopIteration as e: return torch.cat(rows), e.value                  # [S,D]
+        if count: count(len(rows[-1]))
 
 # %% ../nbs/05_store.ipynb #c508f6d1
 class Plan(NamedTuple):
@@ -409,9 +404,8 @@ class Plan(NamedTuple):
 
     def __str__(self):
         about = "about " * self.sampled
-        s = round(self.seconds)
-        clock = f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}"
-        words = f"{self.videos} video{'s' * (self.videos != 1)}, {about}{clock} of video"
+        length = clock(round(self.seconds), 3600)
+        words = f"{self.videos} video{'s' * (self.videos != 1)}, {about}{length} of video"
         return f"{words}, {about}{self.frames:,} frames at {self.fps:g} a second"
 
 # %% ../nbs/05_store.ipynb #04936181
@@ -839,18 +833,29 @@ def encoder_note(
                              "others; make the features again, or put back the encoder that made them")
     return None
 
+# %% ../nbs/05_store.ipynb #92995ecb
+def encoder_for(
+    folder: str | Path | None,      # A store, or where one may come to lie
+    model: str | None = None,       # What is named, if anything is
+    pretrained: str | None = None,
+    dtype: str | None = None,
+) -> tuple[str, str, str | None]:   # Model, weights and dtype for `Encoder`
+    """The encoder to use: what is named, what made the store in `folder`, or the papers'.
+    `InputError` if that has no text tower."""
+    if not model and folder and (Path(folder)/"store.json").exists():
+        store = FeatureStore(folder)
+        name, weights = encoder_of(store)
+        return name, pretrained or weights, dtype or dtype_of(store.meta)
+    return model or "ViT-L-14", pretrained or "openai", dtype
+
 # %% ../nbs/05_store.ipynb #ba47ddad
 def made_with(
     data: str | Path | None,        # Data folder
     model: str | None = None,       # What is named, if anything is
     pretrained: str | None = None,
 ) -> tuple[str, str]:               # For `Encoder`
-    """Model and weights of the encoder to use: what is named, what made the frames of `data`, or the papers'.
-    `InputError` if that has no text tower."""
-    if model is None and data and (Path(data)/"features").is_dir():
-        name, weights = encoder_of(FeatureStore(Path(data)/"features"))
-        return name, pretrained or weights
-    return model or "ViT-L-14", pretrained or "openai"
+    "Model and weights for the frames of `data`, as `encoder_for` finds them."
+    return encoder_for(Path(data)/"features" if data else None, model, pretrained)[:2]
 
 # %% ../nbs/05_store.ipynb #15f92ebe
 def export_arrays(
