@@ -44,6 +44,20 @@ def test_captions_of_one_writer_are_not_taken_for_another_s(demo):
     assert (demo/"world"/"synthetic.json").read_bytes() == before
 
 
+def test_changed_truth_is_scored_anew_however_old_it_seems(tmp_path, monkeypatch):
+    from sail_nbdev import experiments
+    scored = []
+    monkeypatch.setattr(experiments, "evaluate_many", lambda new, truth: scored.append(list(new)) or {"a": {"F1": 1}})
+    truth = tmp_path/"truth.json"
+    (tmp_path/"predictions").mkdir()
+    (tmp_path/"predictions"/"a.json").write_text("{}")
+    for text, seconds in [("1", 9e8), ("1", 2e9), ("2", 0)]:
+        truth.write_text(text)
+        os.utime(truth, (seconds, seconds))
+        assert experiments._score_all(["a"], [truth], tmp_path) == {"a": {"F1": 1}}
+    assert scored == [["a"], ["a"]]
+
+
 # -- what it writes
 
 def read_rows(path):
