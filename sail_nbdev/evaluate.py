@@ -443,12 +443,11 @@ def _run_meteor(job: _Job, w: _Words, stats: np.ndarray) -> None:
         meteors = [_pair_meteor(w.asked, stats, code) for code in w.soda]
         job.soda = np.array([_soda(job.preds, r, p, m) for m, (r, p) in zip(meteors, job.annotators)])
 
-# %% ../nbs/19_evaluate.ipynb #c92dbb6a
+# %% ../nbs/19_evaluate.ipynb #1897cf0d
 def _run_captions(jobs: list[_Job]) -> None:
     "All scores that need words, of jobs with the same metrics."
-    n_pairs = sum(int((pairs.iou > 0).sum()) for job in jobs for _, pairs in job.annotators)
     asks = bool(jobs[0].chosen & {"METEOR", "SODA_c"})
-    with Meteor(n_pairs, jobs[0].verbose) if asks else nullcontext() as meteor:
+    with Meteor(jobs[0].verbose) if asks else nullcontext() as meteor:
         texts = list(dict.fromkeys(t for job in jobs for t in job.texts))
         tokens = dict(zip(texts, tokenize(texts)))
         words = [_words(job, tokens) for job in jobs]
@@ -468,7 +467,7 @@ def _paragraphs(job: _Job, side: _Segments) -> list[str]:
     runs = np.split(side.text, np.cumsum(side.counts)[:-1])
     return [" ".join(job.texts[i] for i in run) for run in runs]
 
-# %% ../nbs/19_evaluate.ipynb #22f842f6
+# %% ../nbs/19_evaluate.ipynb #b867eb1b
 def _run_paragraphs(job: _Job) -> None:
     "Join each video's sentences and score the paragraphs."
     V = len(job.videos)
@@ -477,7 +476,7 @@ def _run_paragraphs(job: _Job) -> None:
     by_side = [tokens[i * V:(i + 1) * V] for i in range(len(sides))]
     hyp = by_side[0]
     refs = [[texts[v] for texts, side in zip(by_side[1:], sides[1:]) if side.counts[v]] for v in range(V)]
-    with Meteor(8 * V, job.verbose) as meteor:
+    with Meteor(job.verbose) as meteor:
         meteor.start([meteor_line(r, h) for r, h in zip(refs, hyp)])
         job.paragraph = _paragraph_scores(hyp, refs, meteor.stats())
 

@@ -18,6 +18,7 @@ import shell
 import torch
 
 from sail_nbdev import evaluate as module
+from sail_nbdev import text_scores
 from sail_nbdev.core import Event, InputError, Video, read_json, tiou, write_json
 from sail_nbdev.data import predictions_json, read_annotations, read_predictions
 from sail_nbdev.evaluate import (boundary_error, evaluate, evaluate_many, event_numbers, interval_iou,
@@ -364,13 +365,33 @@ def test_many_methods_share_one_program_and_score_as_they_do_alone(monkeypatch):
             "the layout": uniform_predictions(annotators, 3)}
     alone = {k: evaluate(p, annotators, per_video=True) for k, p in many.items()}
     starts = []
-    enter = Meteor.__enter__
-    def counted(self):
-        starts.append(self.n)
-        return enter(self)
-    monkeypatch.setattr(Meteor, "__enter__", counted)
+    launch = Meteor.launch
+    def counted(self, texts, n=1):
+        starts.append(n)
+        launch(self, texts, n)
+    monkeypatch.setattr(Meteor, "launch", counted)
     assert evaluate_many(many, annotators, per_video=True) == alone and starts == [1]
     assert evaluate_many({}, annotators) == {}
+
+
+@needs_java
+@pytest.mark.parametrize("metrics, started", [(["localization"], []), (["CIDEr", "ROUGE_L", "BLEU"], ["PTB"]),
+                                              (["SODA_CIDEr"], ["PTB"]), (["SODA_c"], ["PTB", "METEOR"])])
+def test_java_starts_only_for_what_needs_it(monkeypatch, metrics, started):
+    starts = []
+    java = text_scores._java
+    def noted(jar, *args):
+        starts.append("METEOR" if "meteor" in jar else "PTB")
+        return java(jar, *args)
+    monkeypatch.setattr(text_scores, "_java", noted)
+    evaluate(STORY, STORY, metrics=metrics)
+    assert starts == started
+
+
+@needs_java
+def test_without_a_question_meteor_does_not_start(monkeypatch):
+    monkeypatch.setattr(Meteor, "launch", lambda *_: pytest.fail("started"))
+    assert evaluate({v: [] for v in STORY}, STORY)["soda_c"] == 0
 
 
 @pytest.mark.slow

