@@ -126,7 +126,23 @@ def make_decoder(
     rows = max(vocab_size, c.vocab_size)
     return _random_decoder(c, rows) if c.pretrained is None else _pretrained_decoder(c, rows)
 
-# %% ../nbs/10_captioner.ipynb #1413446a
+# %% ../nbs/10_captioner.ipynb #cba736d5
+def _check_decoding(captioner) -> None:
+    "`InputError` for texts that the decoder has no place for, and for more beams than it has tokens."
+    c = captioner.config
+    room = captioner.decoder.config.n_positions
+    rows = captioner.decoder.config.vocab_size
+    prompt = captioner.tokenizer.encode("1 events: ", add_special_tokens=False)
+    prompts = dict(paragraph_tokens=1, caption_tokens=1 + len(prompt.ids))
+    for name, tokens in prompts.items():
+        most = getattr(c.decode, name)[1]
+        if c.data.n_frames + tokens + most <= room: continue
+        raise InputError(f"data.n_frames={c.data.n_frames} and a text of decode.{name}={most} tokens exceed "
+                         f"the decoder's {room} positions")
+    if 2 * c.decode.beams > rows:
+        raise InputError(f"decode.beams={c.decode.beams}: at most half of the decoder's {rows} tokens can be")
+
+# %% ../nbs/10_captioner.ipynb #5c49a7a0
 class Captioner(nn.Module):
     "Dual-mode captioner: a video encoder whose tokens are prepended to GPT-2's text."
     def __init__(self,
@@ -142,6 +158,7 @@ class Captioner(nn.Module):
         self.encoder = VideoEncoder(config)
         self.decoder = make_decoder(config, tokenizer.get_vocab_size())
         self._cache: dict[str, list[int]] = {}
+        _check_decoding(self)
 
 # %% ../nbs/10_captioner.ipynb #8eee1160
 @patch

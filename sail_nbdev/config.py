@@ -112,17 +112,17 @@ class Train(Group):
     clip_norm: _Size = 1.0           # Global gradient norm (released)
     precision: Literal["no", "bf16", "fp16"] = "no"    # accelerate's mixed precision
 
-# %% ../nbs/01_config.ipynb #f8e9c3fb
+# %% ../nbs/01_config.ipynb #7c35d967
 class Decode(Group):
     "What prediction reads and training does not."
     count: Literal["paragraph", "localizer"] = "paragraph"     # Sentences of stage 1's paragraph (released)
     beams: _Count = 4
     no_repeat_ngram: int = Field(4, ge=0)       # 0: any phrase may come again
-    length_penalty: _Weight = 1.0
+    length_penalty: float = Field(1., ge=0, le=100)
     paragraph_tokens: _TokenRange = (8, 128)     # Least and most new tokens of the whole video's paragraph
     caption_tokens: _TokenRange = (4, 32)        # Least and most new tokens of one event's caption
 
-# %% ../nbs/01_config.ipynb #9879ddd8
+# %% ../nbs/01_config.ipynb #2880f55d
 def _rules(c: Config) -> Iterator[tuple[bool, str]]:
     "`(holds, sentence)` of everything that must fit across settings."
     d = c.data
@@ -144,6 +144,9 @@ def _rules(c: Config) -> Iterator[tuple[bool, str]]:
     for name in ("paragraph_tokens", "caption_tokens"):
         least, most = getattr(c.decode, name)
         yield least <= most, f"decode.{name}={(least, most)} must be a least and a most number of tokens"
+    longest = max(c.decode.paragraph_tokens[1], c.decode.caption_tokens[1])
+    yield c.decode.no_repeat_ngram <= longest, (
+        f"decode.no_repeat_ngram={c.decode.no_repeat_ngram} must be at most the {longest} tokens of a text")
 
 # %% ../nbs/01_config.ipynb #a4758bfd
 class Config(Group):

@@ -4,6 +4,9 @@ import errno
 import io
 import json
 import os
+import pickle
+import re
+import resource
 import struct
 import sys
 import time
@@ -146,6 +149,24 @@ def takes(read, path):
     try: read(path)
     except InputError as e: assert str(e) and len(str(e)) < 2000
     assert time.time() - begin < 10
+
+
+def refusal(function, *args, **kwargs):
+    "The sentence of an `InputError`."
+    with pytest.raises(InputError) as e: function(*args, **kwargs)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 1000
+    return str(e.value)
+
+
+@contextmanager
+def limited(gigabytes=1, seconds=10):
+    "Within the block no more memory is taken than that, and no more time."
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.time()
+    yield
+    assert time.time() - begin < seconds
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < gigabytes * 1e9
 
 
 def write_store(path):
@@ -371,6 +392,73 @@ def test_bad_arrays_are_named_and_the_rest_is_taken_over(tmp_path):
     assert result["done"] == ["good"] and set(result["failed"]) == bad and store.ids() == ["good"]
     assert "claims 0.2 GB" in result["failed"]["bomb"]
     assert all("\n" not in why for why in result["failed"].values())
+
+
+class Made:
+    "What a pickle makes of a call."
+    def __init__(self, function, *args): self.made = function, args
+    def __reduce__(self): return self.made
+
+
+def tensor_file(path, tensor=None, old=False, numel=4, shape=(1, 4), strides=(4, 1), first=0, there=4,
+                method=zipfile.ZIP_STORED):
+    "A file as torch.save writes it, of `there` numbers, with a tensor that claims what is said."
+    import torch
+    storage = ("storage", torch.FloatStorage, "0", "cpu", numel, *([None] * old))
+    made = Made(torch._utils._rebuild_tensor_v2, storage, first, shape, strides, False, {})
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, o): return o if o is storage else None
+    def pickled(*values):
+        out = io.BytesIO()
+        for o in values: Pickler(out, 2).dump(o)
+        return out.getvalue()
+    content = {"v": made if tensor is None else tensor}
+    if old:
+        start = pickled(torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {})
+        path.write_bytes(start + pickled(content, ["0"] * (tensor is None)) + struct.pack("<q", there) + bytes(4 * there))
+        return
+    with zipfile.ZipFile(path, "w", method) as z:
+        parts = {"data.pkl": pickled(content), "byteorder": b"little", "data/0": bytes(4 * there), "version": b"3"}
+        for name, part in parts.items(): z.writestr(f"x/{name}", part)
+
+
+def deep(levels, width):
+    "Dictionaries in dictionaries, in which each stands `width` times."
+    tree = {"v": 1}
+    for _ in range(levels): tree = dict.fromkeys(map(str, range(width)), tree)
+    return tree
+
+
+TENSORS = {
+    "storage": (dict(numel=10**12), "claims 4,000.0 GB"),
+    "shape": (dict(shape=(10**12, 4)), "beyond its values"),
+    "expanded": (dict(shape=(10**9, 4), strides=(0, 1)), "claims 16.0 GB, of which 0.0 MB"),
+    "negative": (dict(shape=(1, 4), strides=(-4, -1), first=3), "without a shape"),
+    "beyond": (dict(first=10**15), "beyond its values"),
+    "number": (dict(shape=(True, 4)), "without a shape"),
+    "missing": (dict(numel=400), "values are missing"),
+    "packed": (dict(there=50_000_000, numel=50_000_000, method=zipfile.ZIP_DEFLATED), "claims 0.2 GB"),
+    "called": (dict(tensor=Made(bytearray, 10**13)), "more than tensors"),
+    "deep": (dict(tensor=deep(60, 2)), "too deep"),
+    "wide": (dict(tensor=deep(3, 300)), "1,000,000 arrays"),
+}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_file_of_tensors_that_claims_too_much_is_refused(tmp_path, name, old):
+    how, sentence = TENSORS[name]
+    if old and "method" in how: return
+    (tmp_path/"arrays").mkdir()
+    tensor_file(tmp_path/"arrays"/"v.pt", old=old, **how)
+    with limited(): takes_no_more = refusal(find_arrays, tmp_path/"arrays", key="v")
+    assert re.search(sentence, takes_no_more), takes_no_more
+
+
+def test_a_file_of_tensors_is_read(tmp_path):
+    for old in (False, True):
+        tensor_file(tmp_path/"v.pt", old=old)
+        assert find_arrays(tmp_path).rows == {"v": 1}
 
 
 def h5_files(folder):
