@@ -161,7 +161,7 @@ def _check_embeddings(folder: Path, name: str, captions: dict[str, list], featur
     if changed: words += f"; captions of {len(changed)} videos have changed since ({some_of(changed)})"
     return Part(name, "wrong" if missing or changed else "found", words, make if missing or changed else "")
 
-# %% ../nbs/05b_check.ipynb #6a85cefb
+# %% ../nbs/05b_check.ipynb #a89b6134
 def _check_synthetic(folder: Path, train: dict, features: FeatureStore | None) -> tuple[Part, dict]:
     "`synthetic.json`: a caption, or none, for each gap between two captions of a video."
     path = folder/"synthetic.json"
@@ -170,9 +170,7 @@ def _check_synthetic(folder: Path, train: dict, features: FeatureStore | None) -
     if features and not features.has_text_tower: make = ""        # nobody could read it
     if not path.exists(): return Part(path.name, "missing", "no such file", make), {}
     try:
-        gaps = read_json(path)
-        if not isinstance(gaps, dict) or not all(isinstance(o, list) for o in gaps.values()):
-            raise InputError(f"{path}: must be an object with a list of captions for each video")
+        gaps = read_json(path, dict[str, list[str | None]])
     except InputError as e: return Part(path.name, "wrong", str(e), make), {}
     kept = sum(c is not None for o in gaps.values() for c in o)
     there = {v: o for v, o in gaps.items() if v in train}

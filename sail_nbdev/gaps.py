@@ -37,8 +37,8 @@ from .alignment import align_captions
 
 # %% auto #0
 __all__ = ['PROMPT_VERSION', 'SYSTEM', 'EXAMPLES', 'SEEN', 'LEASE', 'Gap', 'find_gaps', 'draw_gaps', 'messages', 'Answer', 'tidy',
-           'language_of', 'reject', 'AnswerCache', 'check_positive', 'augment', 'synthetic_files', 'write_synthetic',
-           'summary_lines', 'gap_spans']
+           'language_of', 'reject', 'AnswerCache', 'check_positive', 'augment', 'Provenance', 'SyntheticSummary',
+           'synthetic_files', 'write_synthetic', 'summary_lines', 'gap_spans']
 
 # %% ../nbs/12_gaps.ipynb #1aa1b426
 class Gap(NamedTuple):
@@ -445,6 +445,19 @@ def augment(
     summary = dict(provenance=backend.about, prompt_version=PROMPT_VERSION, seed=seed, share=share,
                    language=language, gaps=sum(map(len, captions.values())), asked=len(gaps), used=used)
     return captions, summary | _account(rounds)
+
+# %% ../nbs/12_gaps.ipynb #f464b59c
+class Provenance(Shape):
+    "Who wrote the captions."
+    backend: str = "unknown"
+    model: str = "unknown"
+
+class SyntheticSummary(Shape):
+    "What the summary of `write_synthetic` holds, as far as it is read again."
+    provenance: Provenance | str | None = None
+    seed: int | None = None
+    used: NonNegativeInt | None = None
+    gaps: NonNegativeInt | None = None
 
 # %% ../nbs/12_gaps.ipynb #2587899f
 def synthetic_files(

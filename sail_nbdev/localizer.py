@@ -16,8 +16,8 @@ from .core import InputError
 from .masks import in_full_precision
 
 # %% auto #0
-__all__ = ['uniform_layout', 'UniformLayout', 'change_points', 'ChangePoints', 'FrameEmbedding', 'QueryLocalizer',
-           'FrameLocalizer', 'make_localizer']
+__all__ = ['MOST_EVENTS', 'uniform_layout', 'UniformLayout', 'change_points', 'ChangePoints', 'FrameEmbedding', 'QueryLocalizer',
+           'check_events', 'FrameLocalizer', 'make_localizer']
 
 # %% ../nbs/09_localizer.ipynb #e0f981b1
 def _equal_parts(n, N: int, k: float):
@@ -155,10 +155,17 @@ class QueryLocalizer(nn.Module):
         self.center_head = nn.Linear(d, 1, bias=False)
         self.width_head = nn.Linear(d, 1, bias=False)
 
-# %% ../nbs/09_localizer.ipynb #6943deb6
-def _check_events(n: int, most: int) -> None:
+# %% ../nbs/09_localizer.ipynb #77f94fe2
+MOST_EVENTS = 10_000    # of a layout without queries: far more than any video has
+
+def check_events(
+    n: int,         # Events of a video
+    most: int,      # `localizer.n_queries` of the model
+) -> None:
     "`InputError` for more events than a model can place."
-    if n > most: raise InputError(f"{n} events were asked for, the model has n_queries={most}")
+    if n <= most: return
+    raise InputError(f"{n} events were asked for, the model has n_queries={most} "
+                     "(localizer.n_queries, which is set when it is trained)")
 
 # %% ../nbs/09_localizer.ipynb #e332e702
 @patch
@@ -167,7 +174,7 @@ def _heads(self: QueryLocalizer, h):
     "States [B,N,d] of the queries to centres and widths [B,N], in fp32."
     return self.center_head(h)[..., 0].sigmoid(), self.width_head(h)[..., 0].sigmoid()
 
-# %% ../nbs/09_localizer.ipynb #0b130787
+# %% ../nbs/09_localizer.ipynb #be91f781
 @patch
 def forward(self: QueryLocalizer,
     frames,     # [B,T,D]
@@ -175,7 +182,7 @@ def forward(self: QueryLocalizer,
 ):
     "`(centers, widths)` [B,N], centres ascending; padding is last. `InputError` if N exceeds the queries."
     B, N = valid.shape
-    _check_events(N, len(self.queries))
+    check_events(N, len(self.queries))
     memory = self.embed(frames)                                                         # [B,T,d]
     q = self.drop(self.queries[:N].expand(B, -1, -1)) * valid[..., None]                # [B,N,d]
     c, w = self._heads(self.decoder(q, memory, tgt_key_padding_mask=~valid))            # [B,N]
@@ -224,7 +231,7 @@ def scores(self: FrameLocalizer,
         h = h + self.drop(F.gelu(conv(norm(h).mT).mT))
     return self._heads(h).unbind(-1)
 
-# %% ../nbs/09_localizer.ipynb #eeb1b9cb
+# %% ../nbs/09_localizer.ipynb #e99c01c1
 @patch
 def forward(self: FrameLocalizer,
     frames,             # [B,T,D]
@@ -233,7 +240,7 @@ def forward(self: FrameLocalizer,
 ):
     "`(centers, widths)` [B,N], sorted; padding is last. `InputError` if N exceeds `n_queries`."
     n = valid.shape[1]
-    _check_events(n, self.most)
+    check_events(n, self.most)
     extra = 0. if evidence is None else evidence
     enter, stay = (s[..., None].expand(-1, -1, n) + extra for s in self.scores(frames))
     return expected_events(*posterior(enter, stay, valid), valid)

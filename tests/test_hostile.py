@@ -1,6 +1,7 @@
 """What is wrong, damaged or made to do harm: a table of inputs and what is said of them, and generated ones.
 All ends with one sentence and exit code 1 or 2; nothing is half-written, nothing lies outside its folder."""
 import errno
+import gzip
 import io
 import json
 import os
@@ -415,10 +416,11 @@ def tensor_file(path, tensor=None, old=False, numel=4, shape=(1, 4), strides=(4,
     content = {"v": made if tensor is None else tensor}
     if old:
         start = pickled(torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {})
-        path.write_bytes(start + pickled(content, ["0"] * (tensor is None)) + struct.pack("<q", there) + bytes(4 * there))
+        keys = ["0"] * (tensor is None)
+        path.write_bytes(start + pickled(content, keys) + struct.pack("<q", there) + bytes(4 * there))
         return
     with zipfile.ZipFile(path, "w", method) as z:
-        parts = {"data.pkl": pickled(content), "byteorder": b"little", "data/0": bytes(4 * there), "version": b"3"}
+        parts = {"data.pkl": pickled(content), "data/0": bytes(4 * there), "version": b"3"}
         for name, part in parts.items(): z.writestr(f"x/{name}", part)
 
 
@@ -548,32 +550,87 @@ def test_any_answer_is_a_text_or_an_error(value):
     assert answer.error or isinstance(answer.text, str)
 
 
-def test_an_answer_that_drips_for_ever_is_given_up(tmp_path):
-    pytest.importorskip("openai")
+def drip(to, what=b" ", times=100):
+    "Send a few bytes now and then."
+    for _ in range(times):
+        to.write(what)
+        to.flush()
+        time.sleep(.1)
+
+
+def answer_head(h): drip(h.wfile, b"HTTP/1.1 200 OK\r\n" + b"X-More: 1\r\n")
+def answer_body(h): drip(begun(h, 200))
+def answer_error(h): drip(begun(h, 400))
+def answer_circle(h): begun(h, 307, Location=h.path)
+def answer_nothing(h): h.connection.close()
+def answer_noise(h): h.wfile.write(b"\x1b[2J\r\n" * 9)
+def answer_elsewhere(h): begun(h, 302, Location="file:///etc/passwd")
+
+
+def answer_huge(h):
+    out = begun(h, 200, **{"Content-Encoding": "gzip"})
+    out.write(BOMB)
+
+
+def begun(h, code, **headers):
+    h.send_response(code)
+    for k, v in headers.items(): h.send_header(k, v)
+    h.end_headers()
+    return h.wfile
+
+
+BOMB = gzip.compress(bytes(100_000_000), 1)
+SERVERS = [(answer_head, "did not answer within 0.4 s"), (answer_body, "does not come to the end"),
+           (answer_error, "refuses the question"), (answer_circle, "cannot be reached"),
+           (answer_nothing, "cannot be reached"), (answer_noise, "cannot be reached"),
+           (answer_elsewhere, "cannot be reached"), (answer_huge, "does not come to the end")]
+
+
+@pytest.fixture
+def a_server():
+    "The port of a server, which answers by what is put into the list."
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
-
-    class Drip(BaseHTTPRequestHandler):
+    how = []
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            self.send_response(200)
-            self.end_headers()
-            try:
-                for _ in range(100):
-                    self.wfile.write(b" ")
-                    self.wfile.flush()
-                    time.sleep(.1)
+            try: how[0](self)
             except OSError: pass
+            self.close_connection = True
+        do_GET = do_POST
         def log_message(self, *_): pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
-    Thread(target=http.serve_forever, daemon=True).start()
-    client = OpenAIBackend("m", f"http://127.0.0.1:{http.server_port}/v1", timeout=.5)
-    begin = time.time()
-    captions, summary = augment(read_annotations(TRUTH), client, tmp_path/"c.sqlite", progress=False)
-    assert time.time() - begin < 5 and captions == {"v": [None]}
-    assert "does not come to the end" in summary["errors"][0]
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    Thread(target=http.serve_forever, args=(.05,), daemon=True).start()
+    yield how, http.server_port
     http.shutdown()
     http.server_close()
+
+
+@pytest.mark.parametrize("answer, sentence", SERVERS, ids=[a.__name__ for a, _ in SERVERS])
+def test_a_server_that_means_harm_is_given_up(tmp_path, a_server, answer, sentence):
+    pytest.importorskip("openai")
+    how, port = a_server
+    how.append(answer)
+    url = f"http://me:secret@127.0.0.1:{port}/v1?key=secret"
+    client = OpenAIBackend("m", url, timeout=.4, retries=0)
+    with limited():
+        try: said = str(augment(read_annotations(TRUTH), client, tmp_path/"c.sqlite", progress=False))
+        except InputError as e: said = str(e)
+    assert sentence in said and "secret" not in said, said
+    assert AnswerCache(tmp_path/"c.sqlite").rows == {}
+
+
+@pytest.mark.parametrize("setting", ["SSL_CERT_FILE=nothing.pem", "HTTPS_PROXY=nonsense", "ALL_PROXY=ftp://x",
+                                     "HTTP_PROXY=http://me:secret@[::1", "OPENAI_API_KEY=a\nb"])
+def test_a_connection_that_is_set_up_wrong_is_one_sentence(here, capsys, monkeypatch, setting):
+    pytest.importorskip("openai")
+    name, _, value = setting.partition("=")
+    monkeypatch.setenv(name, value)
+    options = dict(backend="openai", model="m", base_url="http://127.0.0.1:1/v1?key=secret", out="s.json")
+    once = (None, 8, 1., 0, .7, .8, 64)            # of server, questions, seconds, retries, …
+    monkeypatch.setattr("sail_nbdev.writers.OpenAIBackend.__init__.__defaults__", once)
+    assert "secret" not in refused(capsys, "sail_augment", "truth.json", **options)
 
 
 @pytest.mark.parametrize("url", ["http://me:99999", "localhost:80", "ftp://x", "http://", "http://[::1"])
