@@ -515,13 +515,13 @@ def _ask(process: Any, lines: list[str], progress: Callable[[int], Any]) -> list
     if len(answers) == len(lines): return answers
     raise JavaError(f"METEOR's program stopped after {len(answers)} of {len(lines)} captions")
 
-# %% ../nbs/18_text_scores.ipynb #be72b72f
+# %% ../nbs/18_text_scores.ipynb #70d5af15
 @patch
 def start(self: Meteor,
     lines: list[str],           # From `meteor_line`
     n: int | None = None,       # Processes (as many as are worth it and have a core)
 ) -> None:
-    "Begin to score these lines, once only: they are the program's input to its end. `InputError` without Java."
+    "Begin to score these lines, all that there will be. `InputError` without Java."
     if not lines: return
     n = n or min(4, os.cpu_count() or 1, 1 + len(lines) // 6000)
     self.launch({text for line in lines for text in line[:-1].split(" ||| ")[1:]}, n)
