@@ -140,7 +140,7 @@ def _take_over(arrays: str, out: str, ids, key, stride: int, model, pretrained, 
     store = FeatureStore.create(out, **about)
     return _print_result(import_arrays(found, store), store)
 
-# %% ../nbs/24_commands.ipynb #e0e0a762
+# %% ../nbs/24_commands.ipynb #2ae450ff
 @command
 def sail_features(
     paths: Param("Video files, folders, or patterns in quotes", str, nargs="*", opt=False) = (),
@@ -398,7 +398,7 @@ def _targets(
         files |= {Path(out or ".")/file_name(v, f".{form}"): [v] for v in ids}
     return files
 
-# %% ../nbs/24_commands.ipynb #6570fb9c
+# %% ../nbs/24_commands.ipynb #0e0001bb
 def _check_outputs(paths: list, out: str | None, videos: dict, inputs=(), more=()) -> dict[Path, list[str]]:
     "The files to write, with their videos. `InputError` for one that cannot be, or not as it is named."
     from sail_nbdev.export import check_form
@@ -516,7 +516,7 @@ def _untimed_lines(untimed: dict) -> list[str]:
         return f"{v}: {len(left)} sentence{'s' * (len(left) > 1)} left without a time: {some}"
     return [line(v, left) for v, left in untimed.items()]
 
-# %% ../nbs/24_commands.ipynb #b923bd25
+# %% ../nbs/24_commands.ipynb #0147ed02
 @command
 def sail_align(
     videos: Param("A video file, a folder, or a list .jsonl with id, path and captions", str),
@@ -556,6 +556,13 @@ def sail_align(
     say(*_untimed_lines(result.untimed), file=sys.stderr)
     return _give(result, targets, videos=files, embed=held, untimed=result.untimed)
 
+# %% ../nbs/24_commands.ipynb #6c5710d2
+def _looks(features: str | None, device: str | None):
+    "The store and the encoder of `--features`; without it no library of an encoder is loaded."
+    if not features: return None
+    from sail_nbdev.store import frames_and_texts
+    return frames_and_texts(features, device)
+
 # %% ../nbs/24_commands.ipynb #63e778b4
 def _eval_files(files, ref) -> tuple[dict[str, str], list[str]]:    # {system: file}, references
     "Systems and references of `sail_eval`. `InputError` if there are not both."
@@ -586,7 +593,7 @@ def _print_scores(scores: dict, intervals: dict | None, failures: dict) -> bool:
     for sentence in missing: say(f"sail_eval: {sentence}", file=sys.stderr)
     return bool(missing)
 
-# %% ../nbs/24_commands.ipynb #091b470d
+# %% ../nbs/24_commands.ipynb #db4746e3
 @command
 def sail_eval(
     files: Param("Predictions of one or several systems, in any form, then the reference", str, nargs="+"),
@@ -600,12 +607,13 @@ def sail_eval(
     device: str = None,     # cpu, cuda, mps, for --features (the best there is if not given)
 ) -> int:                   # 0 all well, 1 some predictions or metrics could not be scored
     "Score dense video captions of one or several systems against one or several annotators."
+    _loading()
     from sail_nbdev import judge
     systems, refs = _eval_files(files, ref)
     check_outputs([out, per_video], _members([*systems.values(), *refs]))
     chosen = [m.strip() for m in metrics.split(",") if m.strip()] if metrics else None
     failures: dict = {}
-    how = dict(metrics=chosen, form=format, features=features, device=device, verbose=sys.stderr.isatty())
+    how = dict(metrics=chosen, form=format, looks=_looks(features, device), verbose=sys.stderr.isatty())
     scores = judge.judge(systems, refs, failures, **how)
     intervals = judge.bootstrap(scores, bootstrap) if bootstrap else None
     videos = {name: o["per_video"] for name, o in scores.items()}

@@ -41,8 +41,8 @@ from .video import by_id, header_seconds, iter_frames
 # %% auto #0
 __all__ = ['FeatureStore', 'open_store', 'as_numpy', 'checked_rows', 'with_durations', 'encode_video', 'Plan', 'plan_work',
            'decoding_rate', 'time_words', 'WorkBar', 'file_state', 'FailureLog', 'changed_files', 'extract',
-           'encode_captions', 'stale_captions', 'encode_texts', 'encoder_of', 'encoder_note', 'encoder_for',
-           'made_with', 'export_arrays', 'summary_lines']
+           'encode_captions', 'stale_captions', 'encode_texts', 'encoder_of', 'frames_and_texts', 'encoder_note',
+           'encoder_for', 'made_with', 'export_arrays', 'summary_lines']
 
 # %% ../nbs/05_store.ipynb #52d582ad
 class _Meta(Shape):
@@ -830,6 +830,16 @@ def encoder_of(
     looked = [absolute for _, absolute in store.places.values()] + [str(store.folder.parent/"clip")]
     raise InputError(f"{store.folder}: was made by a model of one's own, which does not lie in "
                      f"{' or '.join(looked)}; copy it there")
+
+# %% ../nbs/05_store.ipynb #2268b14b
+def frames_and_texts(
+    features: str | Path,       # A feature store, or a data folder with one
+    device: str | None = None,  # Where sentences are encoded
+) -> tuple[FeatureStore, Encoder]:
+    "A feature store and the encoder that made it. `InputError` for features without a text tower."
+    folder = Path(features)
+    store = FeatureStore(folder/"features" if (folder/"features").is_dir() else folder)
+    return store, Encoder(*encoder_of(store), device)
 
 # %% ../nbs/05_store.ipynb #a6e9cd92
 def encoder_note(

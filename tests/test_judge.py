@@ -2,6 +2,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,11 +211,10 @@ def test_intervals_are_printed_and_kept(files, tmp_path, capsys):
 
 # -- frames
 
-def test_frames_are_looked_at(tmp_path, files, monkeypatch):
+def test_frames_are_looked_at(tmp_path, files):
     "CLIPScore against its equation, with an encoder of two directions."
     import torch
 
-    from sail_nbdev import judge as module
     from sail_nbdev.store import FeatureStore
     store = FeatureStore.create(tmp_path/"features", model="tiny", dim=2, fps=1.0)
     frames = np.tile(np.array([[1., 0.]], np.float32), (60, 1))
@@ -221,13 +222,20 @@ def test_frames_are_looked_at(tmp_path, files, monkeypatch):
     store.add("v_aaaaaaaaaa1", frames)
     class Towers:
         def texts(self, sentences, batch_size=32): return torch.tensor([[1., 0.]] * len(sentences))
-    monkeypatch.setattr(module, "frames_and_texts", lambda *args: (store, Towers()))
     write_json(tmp_path/"p.json", {"v_aaaaaaaaaa1": [{"start": 0, "end": 28, "text": "a"},
                                                      {"start": 32, "end": 60, "text": "b"}]})
-    scores = judge({"p": str(tmp_path/"p.json")}, [files["truth"]], {}, "localization", features="x")
+    looks = (store, Towers())
+    scores = judge({"p": str(tmp_path/"p.json")}, [files["truth"]], {}, "localization", looks=looks)
     assert scores["p"]["semantic"]["clip_score"] == pytest.approx(2.5 * (1 + .6) / 2, abs=1e-3)
     assert comparison_rows(scores)["CLIPScore"][0] == pytest.approx(2., abs=1e-3)
     assert scores_json(scores)["semantic"]["matched"] > 0
+
+
+def test_scores_of_words_load_no_encoder():
+    "Libraries of encoders and language models take seconds; without --features nobody needs them."
+    program = "import sail_nbdev.judge, sys; print({'transformers', 'open_clip'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_features_without_a_text_tower_are_refused(tmp_path, files, capsys):
