@@ -47,7 +47,10 @@ def test_captions_of_one_writer_are_not_taken_for_another_s(demo):
 def test_changed_truth_is_scored_anew_however_old_it_seems(tmp_path, monkeypatch):
     from sail_nbdev import experiments
     scored = []
-    monkeypatch.setattr(experiments, "evaluate_many", lambda new, truth: scored.append(list(new)) or {"a": {"F1": 1}})
+    def evaluate(new, truth):
+        scored.append(list(new))
+        return {"a": {"F1": 1}}
+    monkeypatch.setattr(experiments, "evaluate_many", evaluate)
     truth = tmp_path/"truth.json"
     (tmp_path/"predictions").mkdir()
     (tmp_path/"predictions"/"a.json").write_text("{}")

@@ -18,7 +18,7 @@ from sail_nbdev.commands import sail_augment, sail_caption, sail_features, sail_
 from sail_nbdev.core import Event, InputError, read_json, write_json
 from sail_nbdev.data import annotation_files, read_annotations
 from sail_nbdev.export import embeddable, write_events
-from sail_nbdev.run import Run, _encoder_settings, keep_encoder, load_encoder
+from sail_nbdev.run import Captions, Run, _encoder_settings, keep_encoder, load_encoder
 from sail_nbdev.store import FeatureStore, WorkBar, encoder_note, encoder_of, extract, plan_work
 
 SENTENCES = {"street": ["A street is empty.", "a man comes"],
@@ -310,3 +310,58 @@ def test_the_hub_is_asked_once_and_never_about_a_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="tokenizer no/where: neither"): load_tokenizer("no/where")
     assert len(asked) == 1
+
+
+def test_captions_of_an_interrupted_call_are_not_made_again(home, tmp_path, monkeypatch):
+    "Ctrl-C after the first of two videos: its events are kept, the next call makes those of the other, once."
+    from sail_nbdev import run as run_module
+    whole = run_module.caption_frames
+    made = []
+    def captions(videos, *parts, **options):
+        if made == [1] and not finish: raise KeyboardInterrupt
+        made.append(len(videos))
+        return whole(videos, *parts, **options)
+    monkeypatch.setattr(run_module, "caption_frames", captions)
+    caption_all = Run.caption_all
+    monkeypatch.setattr(Run, "caption_all", lambda *args, **how: caption_all(*args, **how, together=1))
+    how = dict(model=str(home/"run"), n_events=2, device="cpu")
+    videos = [str(home/"videos")]
+    finish = True
+    wanted = tmp_path/"wanted.json"
+    assert told(sail_caption, videos, json=str(wanted), **how)[0] == 0 and made == [1, 1]
+    for options in (dict(json=str(tmp_path/"one.json")), dict(out=str(tmp_path/"each"), srt="", json="")):
+        made.clear()
+        finish = False
+        code, _, err = told(sail_caption, videos, **options, **how)
+        assert code == 130 and "run it again to go on" in err
+        part, = tmp_path.rglob("captions.*.part")
+        assert len(list((tmp_path/"each").glob("*.json"))) == ("out" in options)
+        finish = True
+        code, _, err = told(sail_caption, videos, **options, **how)
+        assert code == 0 and made == [1, 1] and "goes on: 1 of 2 videos are in" in err
+        assert not part.exists()
+    assert (tmp_path/"one.json").read_bytes() == wanted.read_bytes()
+    names = sorted(p.name for p in (tmp_path/"each").iterdir())
+    assert names == ["beach.json", "beach.srt", "street.json", "street.srt"]
+    made.clear()
+    finish = False
+    code, out, _ = told(sail_caption, videos, **how)
+    assert code == 130 and out.strip()                              # nothing to write: what is there is said
+    assert not list(home.rglob("*.part"))
+
+
+def test_captions_are_kept_where_the_output_cannot_be_written(home, tmp_path, monkeypatch):
+    from sail_nbdev import commands
+    how = dict(model=str(home/"run"), n_events=2, device="cpu", json=str(tmp_path/"one.json"))
+    monkeypatch.setattr(commands, "_write", lambda *args, **look: ["the disk is full"])
+    code, out, err = told(sail_caption, [str(home/"videos")], **how)
+    assert code == 2 and "the disk is full" in err and out.count("street") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(Run, "caption_all", lambda self, videos, *args, **o: caption_none(videos))
+    code, _, err = told(sail_caption, [str(home/"videos")], **how)
+    assert code == 0 and "goes on: 2 of 2" in err and len(read_json(tmp_path/"one.json")["results"]) == 2
+
+
+def caption_none(videos):
+    assert not videos
+    return Captions({}, {}, {})

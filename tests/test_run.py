@@ -64,9 +64,13 @@ class Colors:
 
     def __init__(self): self.read = []
 
-    def images(self, frames):
-        mean = torch.as_tensor(frames).float().mean((1, 2)) / 255
+    def prepare(self, frames): return torch.as_tensor(frames).float().mean((1, 2)) / 255
+
+    def encode_prepared(self, prepared, batch_size):
+        mean = torch.cat(prepared)
         return torch.cat([mean, mean.new_zeros(len(mean), 9)], 1)
+
+    def images(self, frames): return self.encode_prepared([self.prepare(frames)], 16)
 
     def texts(self, sentences):
         self.read += sentences

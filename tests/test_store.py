@@ -15,10 +15,11 @@ from clips import grey, noise, write_clip
 
 from sail_nbdev.clip import Encoder
 from sail_nbdev.core import InputError
-from sail_nbdev.store import FeatureStore, encode_captions, extract
+from sail_nbdev.store import Encoded, FeatureStore, encode_captions, extract
 from sail_nbdev.video import decode_video
 
 torch.set_num_threads(1)
+SIGNALS = signal.SIGKILL, signal.SIGINT, signal.SIGTERM
 
 
 def command(*args):
@@ -105,6 +106,71 @@ def test_extract_of_many_small_clips(clip_folder, tmp_path):
     assert extract(jobs, store, encoder, fps=4.0, progress=False)["done"] == []
 
 
+def test_another_video_of_a_name_that_is_taken(clip_folder, tmp_path):
+    "train/ and val/ with one stem: both are named and nothing is replaced; a moved video is known again."
+    encoder = Encoder(str(clip_folder), device="cpu")
+    for folder in ("train", "val", "moved"): (tmp_path/folder).mkdir()
+    train = write_clip(tmp_path/"train"/"v.mp4", grey(20))
+    val = write_clip(tmp_path/"val"/"v.mp4", grey(30))
+    store = FeatureStore.create(tmp_path/"s", **encoder.meta, fps=1.0)
+    def do(path, expected):
+        result = extract([path], store, encoder, progress=False)
+        assert [k for k, v in result.items() if v] == [expected], result
+        return result
+    do(train, "done")
+    shard = store._file("v")
+    before = shard.read_bytes()
+    why = do(val, "failed")["failed"]["v"]
+    assert str(train) in why and str(val) in why and "rename one of them" in why
+    same_size = tmp_path/"val"/"v.mkv"
+    same_size.write_bytes(train.read_bytes()[:-1] + b"x")
+    do(same_size, "failed")
+    do(train.rename(tmp_path/"moved"/"v.mp4"), "skipped")
+    assert "delete" in do(val, "failed")["failed"]["v"]
+    assert shard.read_bytes() == before
+    shard.unlink()
+    do(val, "done")
+    write_clip(val, grey(40))
+    do(val, "done")                                     # it has changed at its place
+    assert store.shape("v")[0] == 4
+
+
+def test_stores_of_before_know_sizes_alone(clip_folder, tmp_path):
+    encoder = Encoder(str(clip_folder), device="cpu")
+    video = write_clip(tmp_path/"v.mp4", grey(20))
+    store = FeatureStore.create(tmp_path/"s", **encoder.meta, fps=1.0)
+    rows = np.ones((2, encoder.dim), np.float32)
+    store.add("v", rows, f"{video.stat().st_size} bytes")
+    assert extract([video], store, encoder, progress=False)["skipped"] == ["v"]
+    store.add("v", rows, "12 bytes")
+    assert extract([video], store, encoder, progress=False)["done"] == ["v"]
+
+
+def test_a_shard_under_another_name_is_made_again(clip_folder, tmp_path):
+    encoder = Encoder(str(clip_folder), device="cpu")
+    jobs = [write_clip(tmp_path/f"{v}.mp4", noise(i, 30, 32, 32)) for i, v in enumerate("ab")]
+    store = FeatureStore.create(tmp_path/"s", **encoder.meta, fps=1.0)
+    extract(jobs, store, encoder, progress=False)
+    a, b = (store._file(v) for v in "ab")
+    right = b.read_bytes()
+    b.write_bytes(a.read_bytes())
+    with pytest.raises(InputError, match="holds the features of 'a'"): store.source("b")
+    assert extract(jobs, store, encoder, progress=False)["done"] == ["b"]
+    assert b.read_bytes() == right and store.verify() == []
+
+
+def test_two_commands_at_once_do_not_take_each_other_s_names(tmp_path):
+    "Both asked when neither had stored anything: the second to come is refused."
+    store = FeatureStore.create(tmp_path/"s", dim=4)
+    rows = np.ones((3, 4), np.float32)
+    paths = tmp_path/"a.mp4", tmp_path/"b.mp4"
+    for path in paths: path.write_bytes(b"x")
+    store.take("v", Encoded(rows, 3., "1 bytes, a"), paths[0])
+    with pytest.raises(InputError, match="a.mp4; rename one of them"):
+        store.take("v", Encoded(2 * rows, 3., "1 bytes, b"), paths[1])
+    assert float(store["v"].max()) == 1
+
+
 def test_an_encoder_that_fails_stops_the_decoders(clip_folder, tmp_path):
     "An error of ours is not swallowed, and no thread is left behind it."
     encoder = Encoder(str(clip_folder), device="cpu")
@@ -146,32 +212,34 @@ def same_store(a, b):
     assert (a/"store.json").read_bytes() == (b/"store.json").read_bytes()
 
 
-def killed_after(n, args, store):
-    "The command, killed once the store has n more files than before."
+def killed_after(n, args, store, how=signal.SIGKILL):
+    "The command, ended by a signal once the store has n more files than before."
     files = len(list(store.glob("shards/*.safetensors"))) + n
     p = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time() + 60
     while p.poll() is None and time.time() < end and len(list(store.glob("shards/*.safetensors"))) < files:
         time.sleep(.002)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
+    p.send_signal(how)
+    return p.wait()
 
 
 @pytest.mark.slow
 def test_killed_and_continued(clip_folder, tmp_path):
-    "kill -9 twice: what is stored is whole, and in the end the store is that of a run left alone."
-    for i in range(24):
+    "Killed, interrupted, told to end: what is stored is whole, and in the end the store of a run left alone."
+    times = 10 if os.environ.get("SAIL_NIGHT") else 3
+    for i in range(8 * times):
         write_clip(tmp_path/f"v{i:02}.mp4", noise(i, 300, 64, 64))
     made = ("--model", clip_folder, "--pretrained", "none", "--device", "cpu", "--workers", 1)
     args = command(f"{tmp_path}/v*.mp4", *made)
     subprocess.run([*args, "--out", tmp_path/"alone"], check=True, capture_output=True)
     store = tmp_path/"killed"
     counts = []
-    for _ in range(2):
-        killed_after(3, [*args, "--out", store], store)
+    for i in range(times):
+        code = killed_after(3, [*args, "--out", store], store, SIGNALS[i % 3])
+        assert code in (-signal.SIGKILL, 130, -signal.SIGTERM), code
         assert FeatureStore(store).verify() == []
         counts.append(len(FeatureStore(store)))
-    assert counts == sorted(counts) and 3 <= counts[0] < 24
+    assert counts == sorted(counts) and 3 <= counts[0] < counts[-1] < 8 * times
     subprocess.run([*args, "--out", store], check=True, capture_output=True)
     same_store(tmp_path/"alone", store)
 
