@@ -64,9 +64,10 @@ def _load_torch(path: Path, one: bool = False):
         if type(e).__name__ == "UnpicklingError": raise more from None
     raise InputError(f"{path}: is damaged, or is no file of torch.save")
 
-# %% ../nbs/05a_arrays.ipynb #88c1588f
+# %% ../nbs/05a_arrays.ipynb #d5d27917
 _DEEP = 5           # levels of a tree
 _MANY = 1_000_000   # arrays in it
+_NAMES = 1_000      # of one video in an HDF5 file
 
 def _walk(tree, path: str = "", level: int = 0) -> Iterator[str]:
     if not isinstance(tree, dict): yield path
@@ -232,13 +233,13 @@ def _open_h5(path: Path):
     except (OSError, RuntimeError, LookupError, ValueError, TypeError) as e:
         raise InputError(f"{path}: is damaged ({e})") from None
 
-# %% ../nbs/05a_arrays.ipynb #a9c6e3e2
+# %% ../nbs/05a_arrays.ipynb #2e60999e
 def _h5_tree(group, name: str, above: tuple = (), left: Iterator | None = None):
     "The data sets below `name` as nested dictionaries; an `InputError` in the place of what is not read."
     import h5py
     where = f"{group.file.filename}: {name}"
-    left = left or iter(range(_MANY // 10))     # one group may stand in many places
-    if next(left, None) is None: raise InputError(f"{where}: one of more than {_MANY // 10:,} names")
+    left = left or iter(range(_NAMES))          # one group may stand in many places
+    if next(left, None) is None: raise InputError(f"{where}: one of more than {_NAMES:,} names of a video")
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         return InputError(f"{where}: is a link, which is not followed")
     node = group[name]
@@ -269,13 +270,14 @@ def _load_h5(path: Path, name: str, key: str | None, rows=()):
         if kind.hasobject: raise InputError(f"{where}: holds objects, not numbers")
         return _h5_values(node, where, rows)
 
-# %% ../nbs/05a_arrays.ipynb #d02e44d9
+# %% ../nbs/05a_arrays.ipynb #676be922
 def _splits(nodes: dict, name: str, n: int) -> list | None:
     "What to read from the data set `name` for each of `n` videos; None if it cannot be told."
     rows = nodes[name]
     if getattr(rows, "ndim", 0) not in (2, 3): return None
     counts = {k: o for k, o in nodes.items() if k.endswith("_num") and o.shape == (n,)}
-    lists = {k: _h5_values(o, k).astype(int) for k, o in counts.items()}
+    read = {k: _h5_values(o, k).astype(int) for k, o in counts.items()}
+    lists = {k: numbers for k, numbers in read.items() if numbers.min() >= 0}
     own = lists.get(f"{name.rsplit('_', 1)[0]}_num")
     if rows.ndim == 3:
         if len(rows) != n: return None
@@ -377,7 +379,7 @@ def _joined(parts: list[np.ndarray], place: str) -> tuple[np.ndarray, bool]:    
         raise InputError(f"{place}: its parts have {' and '.join(map(str, lengths))} rows")
     return np.concatenate([p[:n] for p in parts], axis=1), max(lengths) > n
 
-# %% ../nbs/05a_arrays.ipynb #7dd07423
+# %% ../nbs/05a_arrays.ipynb #021016dc
 @patch
 def load(self: _Array,
     stride: int = 1,        # Only every so many rows
@@ -394,6 +396,7 @@ def load(self: _Array,
     kinds = dict.fromkeys(str(getattr(p, "dtype", type(p).__name__)).removeprefix("torch.") for p in loaded)
     matrix, cut = _joined(parts, self.place)
     if matrix.dtype.kind != "f": raise InputError(f"{self.place}: must be floats, not {' and '.join(kinds)}")
+    if not matrix.ndim: raise InputError(f"{self.place}: must be a matrix [S,D], not one number")
     return matrix[::stride], " and ".join(kinds), cut
 
 # %% ../nbs/05a_arrays.ipynb #aa8c6c51

@@ -555,9 +555,11 @@ def _check_reach(values: _Values, first: Any, shape: Any, strides: Any) -> None:
     if math.prod(shape) and last >= values.number: raise InputError("is damaged (a tensor beyond its values)")
     check_size(math.prod(shape) * values.bytes, "a tensor in it", values.number * values.bytes)
 
-# %% ../nbs/00_core.ipynb #3e68cd77
+# %% ../nbs/00_core.ipynb #0ea20e0c
 _BYTES = dict(Byte=1, Char=1, Bool=1, Untyped=1, Half=2, BFloat16=2, Short=2, Int=4, Float=4,
               Long=8, Double=8, ComplexFloat=8, ComplexDouble=16)       # of one value, by kind
+
+_MORE = "holds more than tensors, which is not read"
 
 class _Named(str):
     "What an instruction names, such as torch.FloatStorage."
@@ -566,14 +568,13 @@ def _values(pid: Any) -> _Values:
     "Values as a file names them. `InputError` if it does not say how many."
     word, kind, key, _, number, *view = pid
     size = _BYTES.get(kind.split(".")[-1].removesuffix("Storage"))
-    if word == "storage" and not any(view) and size and type(number) is int and number >= 0:
+    if not size: raise MoreThanTensors(_MORE)
+    if word == "storage" and not any(view) and type(number) is int and number >= 0:
         return _Values(str(key), number, size)
     raise InputError("is damaged (values without a number)")
 
-# %% ../nbs/00_core.ipynb #721cab57
+# %% ../nbs/00_core.ipynb #35cda9bf
 _HARMLESS = ("collections.OrderedDict", "torch.Size", "torch._utils._rebuild_parameter")
-_MORE = "holds more than tensors, which is not read"
-
 def _check_call(name: Any, args: Any) -> None:
     "`MoreThanTensors` for calls of anything but tensors and what holds them; `InputError` as `_check_reach`."
     if not isinstance(name, _Named): raise MoreThanTensors(_MORE)
