@@ -2,9 +2,9 @@
 evaluator of ActivityNet: for each scorer at each threshold the tokenizer is started for the predicted
 captions of all pairs and again for the annotated ones, scores are asked for one video at a time, METEOR for
 one caption at a time. SODA, for each annotator: METEOR and twice the tokenizer are started, then every pair
-is scored. Forty made-up videos, or the cases in the folder that SAIL_EVAL_CASES names: the 200 videos of one, or with
-`bench_evaluate.py full` all 4,885 (minutes). Beside seconds on the clock, which other work on the machine
-lengthens, the seconds of processors are told: of this process and of the Java programs it starts."""
+is scored. Forty made-up videos, or the cases in the folder that SAIL_EVAL_CASES names: the 200 videos of one,
+or with `bench_evaluate.py full` all 4,885 (minutes). Beside seconds on the clock, which other work on the
+machine lengthens, the seconds of processors are told: of this process and of the Java programs it starts."""
 import contextlib
 import io
 import os
