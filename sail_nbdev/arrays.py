@@ -64,10 +64,10 @@ def _load_torch(path: Path, one: bool = False):
         if type(e).__name__ == "UnpicklingError": raise more from None
     raise InputError(f"{path}: is damaged, or is no file of torch.save")
 
-# %% ../nbs/05a_arrays.ipynb #d5d27917
+# %% ../nbs/05a_arrays.ipynb #be4f0733
 _DEEP = 5           # levels of a tree
 _MANY = 1_000_000   # arrays in it
-_NAMES = 1_000      # of one video in an HDF5 file
+_NAMES = 300        # of one video in an HDF5 file
 
 def _walk(tree, path: str = "", level: int = 0) -> Iterator[str]:
     if not isinstance(tree, dict): yield path

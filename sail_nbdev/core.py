@@ -521,13 +521,14 @@ def memory_size() -> float:
         sizes.append(resource.getrlimit(resource.RLIMIT_AS)[0])
     return min(s for s in sizes if s > 0)
 
-# %% ../nbs/00_core.ipynb #c4c51adc
+# %% ../nbs/00_core.ipynb #872424f8
 def check_size(
     size: float,            # Bytes that are about to be asked for
     where: str | Path,      # What takes them, for messages
     stored: float | None = None,    # Bytes that the file has for them
 ) -> None:
     "`InputError` for what memory cannot hold, and for what unpacks to far more than numbers of a video do."
+    size = min(size, 1e300)         # a whole number may be larger than any that has a fraction
     if stored is not None and size > max(1e8, 200 * stored):
         raise InputError(f"{where}: claims {size / 1e9:,.1f} GB, of which {stored / 1e6:,.1f} MB are there: "
                          "it is damaged, or made to fill the memory")
