@@ -173,18 +173,21 @@ def reject(
     if language and language_of([caption]) not in (language, None): return "other language"
     return "echo" if _echoes(caption, gap.before) or _echoes(caption, gap.after) else None
 
-# %% ../nbs/12_gaps.ipynb #779e8164
+# %% ../nbs/12_gaps.ipynb #2e0983f6
 LEASE = 15.     # Seconds for which a process that has died still holds its questions
 
-_TABLES = (
-    "CREATE TABLE IF NOT EXISTS answers (n INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT)",
-    "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT, until REAL)")
+_TABLES = ("answers (n INTEGER PRIMARY KEY, key TEXT UNIQUE, row TEXT)",
+           "claims (key TEXT PRIMARY KEY, owner TEXT, until REAL)")
 
 def _connect(path: Path | None) -> sqlite3.Connection:
-    "A connection to the file, in which each statement is committed by itself; in memory without a file."
+    """A connection to the file, in which each statement is committed by itself; in memory without a file.
+    `InputError` for a file of other tables."""
     db = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
-    for table in _TABLES: db.execute(table)
-    return db
+    for table in _TABLES: db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    there = {made for made, in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+    if there == {f"CREATE TABLE {table}" for table in _TABLES}: return db
+    db.close()
+    raise InputError(f"{path}: holds other things than answers; name another file with --out")
 
 # %% ../nbs/12_gaps.ipynb #6adbdfe2
 @contextmanager

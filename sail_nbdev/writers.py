@@ -131,7 +131,7 @@ def _short_name(model: str) -> str:
     "The name of a folder or file; a hub id as it is."
     return Path(model).name if Path(model).exists() else model
 
-# %% ../nbs/13_writers.ipynb #37772553
+# %% ../nbs/13_writers.ipynb #93dfba9e
 @contextmanager
 def _fetching(
     failure: str,       # What is not there, for the message
@@ -141,7 +141,7 @@ def _fetching(
     transformers_logging.disable_progress_bar()
     try:
         with hub_or_cache(name): yield
-    except (OSError, ValueError, ImportError) as e:
+    except Exception as e:              # files that are damaged fail in a dozen ways
         reason = (str(e) or type(e).__name__).splitlines()[0][:160]
         raise InputError(f"{failure}, nor can it be fetched from the hub ({reason})") from None
 

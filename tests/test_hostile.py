@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import resource
+import sqlite3
 import struct
 import sys
 import time
@@ -295,13 +296,15 @@ def test_any_setting_is_taken_or_refused(name, value):
     takes(lambda v: check_memory(Config.preset("toy", overrides={name: v}), 300), value)
 
 
-HUGE_SETTINGS = ["captioner.d_model=12000000", "captioner.encoder_layers=1000000000", "data.n_frames=1000000000", "captioner.vocab_size=1000000000000", "localizer.ffn=1000000000000",
-                 "train.batch_size=1000000000", "data.feature_dim=1000000000000"]
+HUGE_SETTINGS = ["captioner.d_model=12000000", "captioner.encoder_layers=1000000000",
+                 "data.n_frames=1000000000", "captioner.vocab_size=1000000000000",
+                 "localizer.ffn=1000000000000", "train.batch_size=1000000000", "data.feature_dim=1000000000000"]
 
 
 @pytest.mark.parametrize("setting", HUGE_SETTINGS)
 def test_a_setting_that_no_memory_holds_is_refused_with_what_it_takes(here, setting):
-    with limited(): r = shell.run("sail_train", "activitynet", "--estimate", "--device", "cpu", "--override", setting)
+    options = ("--estimate", "--device", "cpu", "--override", setting)
+    with limited(): r = shell.run("sail_train", "activitynet", *options)
     said = r.stderr.strip().split("\n")[-1]
     assert r.returncode == 2 and setting in said and "Traceback" not in r.stderr, r
     assert "GB of memory" in said
@@ -809,6 +812,21 @@ def test_a_poisoned_cache_is_asked_again(tmp_path):
         assert AnswerCache(tmp_path/"s.sqlite").rows == {}
         assert write_synthetic(videos, tmp_path/"s.json", RulesBackend(), progress=False) == summary
     cache.close()
+
+
+def test_a_language_model_that_is_damaged_is_refused(here, capsys):
+    Path("m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))
+    how = dict(backend="transformers", model="m.gguf", out="s.json")
+    assert "language model m.gguf" in refused(capsys, "sail_augment", "truth.json", **how)
+
+
+@pytest.mark.parametrize("table", ["answers (n, key, row)", "answers (n INTEGER PRIMARY KEY, key, row, more)",
+                                   "claims (key)"])
+def test_a_cache_of_another_form_is_refused(tmp_path, table):
+    with sqlite3.connect(tmp_path/"s.sqlite") as db: db.execute(f"CREATE TABLE {table}")
+    db.close()
+    with limited(): said = refusal(augment, read_annotations(TRUTH), RulesBackend(), tmp_path/"s.sqlite")
+    assert "s.sqlite: holds other things than answers" in said
 
 
 # -- Java
