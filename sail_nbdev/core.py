@@ -390,22 +390,24 @@ def _as_umask_says(path: Path) -> None:
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
-# %% ../nbs/00_core.ipynb #604c61ce
+# %% ../nbs/00_core.ipynb #d9e65d10
 @contextmanager
 def atomic_path(
     path: str | Path,   # Where the file or folder is to stand
 ) -> Iterator[Path]:
-    "Give a path beside `path` to write to. It becomes `path` if the block ends well, and goes otherwise."
+    """Give a path beside `path` to write to. It becomes `path` if the block ends well, and goes otherwise.
+    A link to a file stays: the file that it leads to is replaced."""
     path = Path(path)
-    short = f".{os.fsdecode(os.fsencode(path.name)[:100])}.{secrets.token_hex(4)}"
-    new = path.with_name(f"{short}.new.tmp")                    # an ending that no search finds
-    old = path.with_name(f"{short}.old.tmp")
-    _make_parent(path)
+    place = Path(os.path.realpath(path)) if path.is_symlink() and not path.is_dir() else path
+    short = f".{os.fsdecode(os.fsencode(place.name)[:100])}.{secrets.token_hex(4)}"
+    new = place.with_name(f"{short}.new.tmp")                   # an ending that no search finds
+    old = place.with_name(f"{short}.old.tmp")
+    _make_parent(place)
     try:
         yield new
         _as_umask_says(new)
-        if path.is_dir() and new.is_dir(): os.replace(path, old)
-        os.replace(new, path)
+        if place.is_dir() and new.is_dir(): os.replace(place, old)
+        os.replace(new, place)
     except (OSError, SafetensorError) as e:
         reason = _writing(e, new)
         if reason is None: raise                                # an error of something else in the block

@@ -973,3 +973,17 @@ def test_inputs_are_compared_by_what_they_are(here):
 
 def test_gaps_of_a_video_with_one_caption_are_none():
     assert find_gaps(read_annotations({"v": {"sentences": ["A man runs."]}})) == []
+
+
+# -- outputs
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_stays_and_leads_to_what_is_written(tmp_path):
+    for name in ("there.json", "nothing_yet.json"):
+        (tmp_path/f"to_{name}").symlink_to(tmp_path/"disk"/name)
+    (tmp_path/"disk").mkdir()
+    (tmp_path/"disk"/"there.json").write_text("{}")
+    for name in ("there.json", "nothing_yet.json"):
+        write_json(tmp_path/f"to_{name}", [1])
+        assert (tmp_path/f"to_{name}").is_symlink() and read_json(tmp_path/"disk"/name) == [1]
+    assert not list(tmp_path.rglob("*.tmp"))
