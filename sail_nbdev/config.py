@@ -82,7 +82,7 @@ class LocalizerSettings(Group):
     layout_k: _Size = 1.0            # uniform: width k / N (F11)
     inter_width: _Size = 0.6         # Width of the masks between events (stated)
 
-# %% ../nbs/01_config.ipynb #647a2995
+# %% ../nbs/01_config.ipynb #89ab8407
 class Losses(Group):
     "Which signals train stage 2, and how strongly."
     update: Literal["joint", "alternate"] = "joint"     # One summed update | positive, then negative (F1)
@@ -95,6 +95,8 @@ class Losses(Group):
     hard_negatives: bool = False    # Synthetic captions as negatives in L_sim: the ablation "+HN" (C.5)
     align_weight: _Weight = 0.       # L_align: frames against ordered captions, in both stages (SAIL+)
     align_temperature: _Size = 1.    # Standard deviations of a video's similarities in one unit of score
+    align_centered: bool = True     # Frames and captions without the mean of the data set's (SAIL+)
+    align_background: float | None = None   # What background scores, in those; None: chosen from captions
     supervision: Literal["captions", "boundaries"] = "captions"  # What teaches L_align (boundaries: studies)
 
 # %% ../nbs/01_config.ipynb #ee9cb253
@@ -112,10 +114,11 @@ class Train(Group):
     clip_norm: _Size = 1.0           # Global gradient norm (released)
     precision: Literal["no", "bf16", "fp16"] = "no"    # accelerate's mixed precision
 
-# %% ../nbs/01_config.ipynb #7c35d967
+# %% ../nbs/01_config.ipynb #0d441a97
 class Decode(Group):
     "What prediction reads and training does not."
     count: Literal["paragraph", "localizer"] = "paragraph"     # Sentences of stage 1's paragraph (released)
+    interval: Literal["overlap", "mean"] = "overlap"    # frames: of greatest expected overlap | mean segment
     beams: _Count = 4
     no_repeat_ngram: int = Field(4, ge=0)       # 0: any phrase may come again
     length_penalty: float = Field(1., ge=0, le=100)

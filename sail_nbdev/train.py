@@ -673,7 +673,7 @@ def _encoder_settings(data: Path, out: Path) -> dict:
     if seconds: meta["window"] = round(float(np.quantile(seconds, .95, method="higher")), 2)
     return meta
 
-# %% ../nbs/15_train.ipynb #30708cb7
+# %% ../nbs/15_train.ipynb #31733ef7
 def stage1_settings(
     config: Config,
 ) -> dict:      # {"group.setting": value}
@@ -682,7 +682,8 @@ def stage1_settings(
     names = ["seed", "losses.align_weight"]
     if config.losses.align_weight:
         groups.append("localizer")
-        names += ["losses.align_temperature", "losses.supervision"]
+        more = ("align_temperature", "align_centered", "align_background", "supervision")
+        names += [f"losses.{o}" for o in more]
     return {k: v for k, v in config.flat().items() if k in names or k.split(".")[0] in groups}
 
 # %% ../nbs/15_train.ipynb #50a0ae98
@@ -729,22 +730,23 @@ def take_over(
         write_text(tmp/"README.md", model_card(config))
         config.save(tmp/"config.json")
 
-# %% ../nbs/15_train.ipynb #b686757c
-def _about(config: Config, data: Path | None, sums: dict) -> dict:
+# %% ../nbs/15_train.ipynb #e53011c0
+def _about(model: Sail, data: Path | None, sums: dict) -> dict:
     "What `run.json` says."
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return dict(versions=_versions(), git=_git_state(), seed=config.seed, command=command,
+    level = {"background": round(model.background.item(), 6)} if model.config.losses.align_weight else {}
+    return dict(versions=_versions(), git=_git_state(), seed=model.config.seed, command=command, **level,
                 data=str(data or "given in memory"), data_sha256=sums)
 
-# %% ../nbs/15_train.ipynb #e8e08c9a
-def _write_start(config: Config, out: Path, data: Path | None, sums: dict, stage1) -> None:
+# %% ../nbs/15_train.ipynb #fad57f3c
+def _write_start(model: Sail, out: Path, data: Path | None, sums: dict, stage1) -> None:
     "What a run begins with, its configuration last."
     if (out/"config.json").exists(): return
     if stage1:
         with atomic_path(out/"stage1") as tmp: shutil.copytree(Path(stage1)/"stage1", tmp)
-    write_json(out/"run.json", _about(config, data, sums))
+    write_json(out/"run.json", _about(model, data, sums))
     if data: write_json(out/"encoder.json", _encoder_settings(data, out))
-    config.save(out/"config.json")
+    model.config.save(out/"config.json")
 
 # %% ../nbs/15_train.ipynb #13ccd241
 @contextmanager
@@ -915,7 +917,7 @@ def _load_all(acc, config: Config, data, validate: bool) -> tuple:
         val = _load_validation(folder, config, device) if validate else None
         return load_training_data(folder, config, device), val, folder
 
-# %% ../nbs/15_train.ipynb #c829b4fd
+# %% ../nbs/15_train.ipynb #cb957f51
 def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bool) -> tuple:
     "A `_Training` as it stands in `out`, or its start, which is written; and its `Position`."
     data, val, folder = _load_all(acc, config, data, validate)
@@ -923,6 +925,7 @@ def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bo
     sentence = _check_missing(data, folder) if folder else None
     if sentence and acc.is_main_process: say(sentence)
     model = _untrained(config, data, tokenizer).to(acc.device)
+    if config.losses.align_weight: model.fit_alignment(data.frames, data.texts, data.valid)
     if _may_round(acc): _with_tf32(model.captioner)
     sums = _sums(data, model.captioner.tokenizer, folder)
     if (out/"config.json").exists(): _check_same_data(out, sums, config, 2)
@@ -930,7 +933,7 @@ def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bo
     optimizer = _adamw(model, config)
     position = _resume(acc, model, optimizer, out, stage1)
     acc.wait_for_everyone()                         # every process has seen the folder as it was
-    if acc.is_main_process: _write_start(config, out, folder, sums, stage1)
+    if acc.is_main_process: _write_start(model, out, folder, sums, stage1)
     return _Training(acc, model, optimizer, data, out, val), position
 
 # %% ../nbs/15_train.ipynb #10f84545

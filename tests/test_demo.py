@@ -357,7 +357,7 @@ def test_caption_with_what_is_no_run(demo, tmp_path):
     from safetensors.numpy import load_file, save_file
     tensors = load_file(old/"model.safetensors")
     save_file(tensors, old/"model.safetensors", metadata={"format": "pt", "sail_nbdev": "0"})
-    refused(run("sail_caption", video, "--model", old), "sail_caption", "model.safetensors", "reads form 3")
+    refused(run("sail_caption", video, "--model", old), "sail_caption", "model.safetensors", "reads form 4")
     torn = shutil.copytree(demo/"runs"/"sail", tmp_path/"torn")
     (torn/"model.safetensors").write_bytes((torn/"model.safetensors").read_bytes()[:999])
     refused(run("sail_caption", video, "--model", torn), "sail_caption", "model.safetensors", "torn")

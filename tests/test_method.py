@@ -520,7 +520,7 @@ def test_weights_of_an_older_form_are_one_sentence(tmp_path, tokenizer):
     model_for(tokenizer).float().save_pretrained(tmp_path)
     path = tmp_path/"model.safetensors"
     save_file(load_file(path), path, metadata={"format": "pt", "sail_nbdev": "2"})
-    with pytest.raises(InputError, match="written in form 2, this version reads form 3"):
+    with pytest.raises(InputError, match="written in form 2, this version reads form 4"):
         Sail.from_pretrained(tmp_path)
 
 
