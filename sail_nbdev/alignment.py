@@ -204,6 +204,7 @@ def _less(x: Tensor, mean: Tensor) -> Tensor:
 # %% ../nbs/08_alignment.ipynb #00d15a6f
 class Centre(nn.Module):
     "Vectors [...,D] at length 1, less the mean of a data set; zeros stay. Before `fit` the mean is zero."
+    mean: Tensor
     def __init__(self,
         dim: int,   # D
     ):
@@ -215,11 +216,11 @@ class Centre(nn.Module):
         x: Tensor,      # [V,N,D], on any device; rows of zeros do not count
     ) -> None:
         "Take the mean of `x`, some hundred rows at a time."
-        total = self.mean.new_zeros(len(self.mean), dtype=torch.float64)
+        total = torch.zeros(len(self.mean), dtype=torch.float64)
         n = 0
         for part in x.split(512):
             part = F.normalize(full_precision(part.to(self.mean.device)), dim=-1)
-            total += part.sum((0, 1), dtype=torch.float64)
+            total += part.sum((0, 1)).cpu()
             n += int(part.any(-1).sum())
         self.mean.copy_(total / max(n, 1))
 
