@@ -40,7 +40,7 @@ from sail_nbdev.video import decode_video, find_videos
 from sail_nbdev.writers import FileBackend, OpenAIBackend, RulesBackend
 
 NIGHT = bool(os.environ.get("SAIL_NIGHT"))
-few = settings(max_examples=3000 if NIGHT else 40, deadline=10_000, derandomize=not NIGHT,
+few = settings(max_examples=30_000 if NIGHT else 40, deadline=10_000, derandomize=not NIGHT,
                suppress_health_check=list(HealthCheck))
 needs_java = pytest.mark.skipif(find_java() is None, reason="no Java on this machine")
 TRUTH = {"v": {"duration": 10., "timestamps": [[0, 4], [5, 9]], "sentences": ["A man runs.", "He falls."]}}
@@ -298,7 +298,8 @@ def test_any_setting_is_taken_or_refused(name, value):
 
 HUGE_SETTINGS = ["captioner.d_model=12000000", "captioner.encoder_layers=1000000000",
                  "data.n_frames=1000000000", "captioner.vocab_size=1000000000000",
-                 "localizer.ffn=1000000000000", "train.batch_size=1000000000", "data.feature_dim=1000000000000"]
+                 "localizer.ffn=1000000000000", "train.batch_size=1000000000",
+                 "data.feature_dim=1000000000000"]
 
 
 @pytest.mark.parametrize("setting", HUGE_SETTINGS)
