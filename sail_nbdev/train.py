@@ -995,11 +995,10 @@ def _mean_events(config: Config) -> int:
     "Events of a video of the data set that a preset is named after; four for another."
     return round(_MEAN_EVENTS.get(config.name, 4))
 
-# %% ../nbs/15_train.ipynb #1e845460
+# %% ../nbs/15_train.ipynb #ea808034
 def _made_up_batch(config: Config, device) -> Batch:
     "A batch of the configuration's size: captions of thirteen words, features at random."
     B = config.train.batch_size
-    check_memory(config, B)
     D = config.data.feature_dim
     n = [min(config.localizer.n_queries, _mean_events(config) + (i % 3) - 1) for i in range(B)]
     valid = torch.arange(max(n)) < torch.tensor(n)[:, None]                     # [B,N]
@@ -1039,7 +1038,7 @@ def _device_name(device: torch.device) -> str:
     n = torch.get_num_threads()
     return f"{device}, {n} thread{'s' * (n > 1)}"
 
-# %% ../nbs/15_train.ipynb #087fda12
+# %% ../nbs/15_train.ipynb #5c59cfbc
 def estimate_cost(
     config: Config,
     n_videos: int,              # Training videos
@@ -1049,6 +1048,7 @@ def estimate_cost(
 ) -> dict:
     """What training takes here: `device`, `preset`, `videos`, `seconds` {stage: per batch}, `hours` in all,
     `writing` seconds for a video's texts, and `gib` of a GPU's memory at its peak, or None."""
+    check_memory(config, config.train.batch_size)
     acc = _accelerator(config, device)
     c = config.changed({"captioner.pretrained": None})
     tokenizer = train_tokenizer([_WORDS] * 2)                       # a token per word, as GPT-2 has
