@@ -491,14 +491,18 @@ def test_a_run_without_frame_scores_aligns_by_sentences_alone(runs, video):
 
 def test_a_localizer_of_frames_adds_its_scores(runs, video, monkeypatch):
     run = opened(runs/"sail_plus", encoder=Colors())
-    places = [(e.center, e.width) for e in run.align(video, SENTENCES)]
-    assert all(a < b for a, b in itertools.pairwise(places))
-    alone = [(e.center, e.width) for e in align(video, SENTENCES, Colors())]
-    assert max(abs(a - b) for p, q in zip(places, alone) for a, b in zip(p, q)) > 1e-3
+    def aligned(): return [(e.center, e.width, e.confidence) for e in run.align(video, SENTENCES)]
+    both = aligned()
+    assert all(a[:2] < b[:2] for a, b in itertools.pairwise(both))
     monkeypatch.setattr(type(run), "event_scores", lambda *_: (0., 0.))
+    without = aligned()
+    assert max(abs(a - b) for p, q in zip(both, without) for a, b in zip(p, q)) > 1e-3
+    assert run.model.frame_center.mean.norm() > .1 and run.model.text_center.mean.norm() > .1
     assert run.config.losses.align_temperature == 1
-    without = [(e.center, e.width) for e in run.align(video, SENTENCES)]
-    assert without == [pytest.approx(o, abs=1e-6) for o in alone]
+    for center in (run.model.frame_center, run.model.text_center): center.mean.zero_()
+    run.model.background.zero_()
+    alone = [(e.center, e.width, e.confidence) for e in align(video, SENTENCES, Colors())]
+    assert aligned() == [pytest.approx(o, abs=1e-6) for o in alone]
 
 
 @pytest.mark.parametrize("method", ["sail", "sail_plus"])
