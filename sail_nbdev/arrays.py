@@ -307,7 +307,7 @@ def _parallel(source: Path, file, ids, key: str | None) -> tuple[str, dict[str, 
         return _Array(f"{source}: {name}", about, parts)
     return f"HDF5, parallel arrays ({', '.join(wanted)})", {n: array(i, n) for i, n in enumerate(names)}
 
-# %% ../nbs/05a_arrays.ipynb #58bd4baf
+# %% ../nbs/05a_arrays.ipynb #ee2a724d
 def _in_h5(source: Path, key: str | None) -> tuple[str, dict[str, _Array]]:
     "Form and arrays of an `.h5` file."
     about = file_state(source)
@@ -319,7 +319,8 @@ def _in_h5(source: Path, key: str | None) -> tuple[str, dict[str, _Array]]:
         if getattr(ids, "ndim", 0) == 1 and ids.dtype.kind in "OS":
             return _parallel(source, f, _h5_values(ids, f"{source}: key"), key)
         form = f"HDF5, a group a video ({key})" if key else "HDF5, a data set a video"
-        return form, {name: array(name) for name in f}
+        def text(name): return name if isinstance(name, str) else name.decode(errors="backslashreplace")
+        return form, {text(name): array(name) for name in f}        # bytes where they are no UTF-8
 
 # %% ../nbs/05a_arrays.ipynb #573e0902
 _WHOLE = {".pth": _in_dict, ".pt": _in_dict, ".npz": _in_npz, ".h5": _in_h5, ".hdf5": _in_h5}

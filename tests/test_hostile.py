@@ -643,6 +643,14 @@ def h5_files(folder):
     with h5py.File(folder/"deep.h5", "w") as f: f["v/" + "a/" * 50 + "b"] = np.ones((2, 4), np.float32)
 
 
+def test_a_name_in_hdf5_that_is_no_text_is_refused_and_the_rest_is_read(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path/"a.h5", "w") as f:
+        for name in (b"v\xff", b"w"): f[name] = np.ones((2, 4), np.float32)
+    found = find_arrays(tmp_path/"a.h5")
+    assert found.rows == {"w": 2} and "codec" in refusal(found.arrays["v\\xff"].load)
+
+
 def test_bad_hdf5_is_refused(tmp_path):
     h5_files(tmp_path)
     for path in sorted(tmp_path.glob("*.h5")):
