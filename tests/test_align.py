@@ -131,7 +131,7 @@ def test_an_event_of_six_seconds_is_found_in_an_hour():
     spans = [(600, 900), (1800, 1806), (2400, 3000)]
     events = align((one_hot(spans, 3600), 3600.), list("012"), Things())
     for e, (start, end) in zip(events, spans):
-        near = max(15, .03 * (end - start))                 # a quantile of an end is no finer for a long event
+        near = max(15, .03 * (end - start))      # quantiles of a long event lie far apart
         assert abs(e.start - start) < near and abs(e.end - end) < near
     assert abs(events[1].start - 1800) < 5 and abs(events[1].end - 1806) < 5
 
