@@ -330,8 +330,12 @@ def script(name, *args):
 @needs_java
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_an_interrupted_evaluation_leaves_no_process(tmp_path):
-    write_json(tmp_path/"p.json", {"results": {f"v{i}": TOLD["results"]["v"] for i in range(300)}})
-    write_json(tmp_path/"r.json", {f"v{i}": STORY["v"] for i in range(300)})
+    words = "a man dog sits runs plays sings in on the park room guitar ball water red two while".split()
+    rng = random.Random(0)
+    def said(event): return {**event, "sentence": " ".join(rng.choices(words, k=30))}   # seconds of METEOR
+    told = {f"v{i}": [said(o) for o in TOLD["results"]["v"]] for i in range(3000)}
+    write_json(tmp_path/"p.json", {"results": told})
+    write_json(tmp_path/"r.json", {v: STORY["v"] for v in told})
     command = script("sail_eval", tmp_path/"p.json", tmp_path/"r.json", "--out", tmp_path/"s.json")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     p = subprocess.Popen(command, start_new_session=True, **pipes)
