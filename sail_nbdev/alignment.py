@@ -195,12 +195,6 @@ def align_captions(
     starts, holds = posterior(z, z, valid)
     return expected_events(starts, holds, valid)
 
-# %% ../nbs/08_alignment.ipynb #f6e950a6
-@in_full_precision
-def _less(x: Tensor, mean: Tensor) -> Tensor:
-    "Vectors [...,D] at length 1, less `mean` [D]; zeros stay."
-    return F.normalize(x, dim=-1) - mean * x.any(-1, keepdim=True)
-
 # %% ../nbs/08_alignment.ipynb #00d15a6f
 class Centre(nn.Module):
     "Vectors [...,D] at length 1, less the mean of a data set; zeros stay. Before `fit` the mean is zero."
@@ -224,8 +218,9 @@ class Centre(nn.Module):
             n += int(part.any(-1).sum())
         self.mean.copy_(total / max(n, 1))
 
+    @in_full_precision
     def forward(self, x: Tensor) -> Tensor:
-        return _less(x, self.mean)
+        return F.normalize(x, dim=-1) - self.mean * x.any(-1, keepdim=True)
 
 # %% ../nbs/08_alignment.ipynb #8d8cb3ad
 def end_quantiles(

@@ -925,13 +925,14 @@ def _begin(acc, config: Config, data, out: Path, stage1, tokenizer, validate: bo
     sentence = _check_missing(data, folder) if folder else None
     if sentence and acc.is_main_process: say(sentence)
     model = _untrained(config, data, tokenizer).to(acc.device)
-    if config.losses.align_weight: model.fit_alignment(data.frames, data.texts, data.valid)
     if _may_round(acc): _with_tf32(model.captioner)
     sums = _sums(data, model.captioner.tokenizer, folder)
     if (out/"config.json").exists(): _check_same_data(out, sums, config, 2)
     if stage1: _check_same_data(Path(stage1), sums, config, 1)
     optimizer = _adamw(model, config)
     position = _resume(acc, model, optimizer, out, stage1)
+    if config.losses.align_weight and position.step == 0:          # what is loaded holds it
+        model.fit_alignment(data.frames, data.texts, data.valid)
     acc.wait_for_everyone()                         # every process has seen the folder as it was
     if acc.is_main_process: _write_start(model, out, folder, sums, stage1)
     return _Training(acc, model, optimizer, data, out, val), position
