@@ -46,9 +46,9 @@ from safetensors import SafetensorError
 # %% auto #0
 __all__ = ['COLORS', 'InputError', 'Event', 'clock', 'Video', 'tiou', 'plot_style', 'plain', 'say', 'attempts', 'bounded',
            'command', 'check_output', 'check_outputs', 'file_name', 'stem_of', 'atomic_path', 'write_text',
-           'append_json', 'write_json', 'read_text', 'parse_json', 'memory_size', 'check_size', 'MoreThanTensors',
-           'check_tensors', 'Shape', 'fitting', 'read_json', 'read_lines', 'writable_dir', 'package_file', 'some_of',
-           'derive_seed', 'set_seed', 'pick_device', 'in_processes']
+           'append_json', 'write_json', 'file_sum', 'read_text', 'parse_json', 'memory_size', 'check_size',
+           'MoreThanTensors', 'check_tensors', 'Shape', 'fitting', 'read_json', 'read_lines', 'writable_dir',
+           'package_file', 'some_of', 'derive_seed', 'set_seed', 'pick_device', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #f21082bd
 class InputError(ValueError):
@@ -448,6 +448,16 @@ def write_json(
 ) -> None:
     "Write `value` as JSON, whole or not at all. `InputError` if it cannot be written."
     write_text(path, _as_json(value, indent=1) + "\n")
+
+# %% ../nbs/00_core.ipynb #63714e4e
+def file_sum(
+    path: str | Path,   # Any file
+) -> str:               # 64 hexadecimal digits
+    "SHA-256 of a file."
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while part := f.read(1 << 20): digest.update(part)
+    return digest.hexdigest()
 
 # %% ../nbs/00_core.ipynb #e8cc8c4f
 def read_text(path: str | Path) -> str:

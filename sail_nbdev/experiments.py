@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import json
 import math
@@ -27,7 +26,8 @@ from scipy.stats import t as student_t
 
 from .clip import Encoder
 from .config import Config
-from .core import COLORS, InputError, Shape, atomic_path, in_processes, pick_device, plot_style
+from .core import COLORS, InputError, Shape, atomic_path
+from .core import file_sum, in_processes, pick_device, plot_style
 from .core import read_json, writable_dir, write_json, write_text
 from .data import annotation_files, read_annotations, read_predictions, write_predictions
 from .evaluate import evaluate_many, semantic_scores
@@ -54,7 +54,7 @@ def _slug(name: str) -> str:
 # %% ../nbs/23_experiments.ipynb #abce45ff
 def _sums(*paths: Path) -> list[str]:
     "SHA-256 of each file."
-    return [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+    return [file_sum(p) for p in paths]
 
 # %% ../nbs/23_experiments.ipynb #69c853f8
 def _sums_file(path: Path) -> Path:

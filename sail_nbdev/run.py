@@ -5,7 +5,6 @@
 # %% ../nbs/16_run.ipynb #e5e43d5b
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -24,7 +23,8 @@ from .alignment import best_events, caption_scores, confidence, placed, posterio
 from .captioner import FULL, MASK, parse_paragraph
 from .clip import Encoder, dtype_of
 from .config import Config
-from .core import Event, InputError, Shape, atomic_path, pick_device, read_json, tiou, write_json
+from .core import Event, InputError, Shape, atomic_path
+from .core import file_sum, pick_device, read_json, tiou, write_json
 from .data import annotation_files, clean_caption, match_ids, read_annotations, sample_frames, send
 from .masks import to_intervals
 from .localizer import MOST_EVENTS
@@ -193,7 +193,7 @@ def identity(self: Run) -> str:
     "A hash of the settings, the weights and the encoder."
     names = "config.json", "model.safetensors", "stage1/model.safetensors"
     files = [self.folder/name for name in names]
-    sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.exists()]
+    sums = [file_sum(f) for f in files if f.exists()]
     return digest([*sums, self.encoder.meta])
 
 # %% ../nbs/16_run.ipynb #9aca7a53

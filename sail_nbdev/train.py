@@ -40,7 +40,8 @@ from tqdm.auto import tqdm
 
 from .captioner import FULL, MASK, train_tokenizer
 from .config import METHODS, PRESETS, Config
-from .core import InputError, Shape, append_json, atomic_path, derive_seed, fitting, pick_device
+from .core import InputError, Shape, append_json, atomic_path
+from .core import derive_seed, file_sum, fitting, pick_device
 from .core import plot_style, read_json, read_lines, say, set_seed, some_of, writable_dir
 from .core import write_json, write_text
 from .data import Batch, DeviceData, annotation_files, batches, clean_caption, derive_settings
@@ -632,7 +633,7 @@ def _digest(value) -> str:
 def _data_sums(data: Path) -> dict[str, str]:
     "SHA-256 of the texts that training reads, and of how its stores were made, wherever their encoder lies."
     files = [p for p in (annotation_files(data, "train")[0], data/"synthetic.json") if p.is_file()]
-    sums = {str(f.relative_to(data)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    sums = {str(f.relative_to(data)): file_sum(f) for f in files}
     stores = [name for name in ("features", "text", "synthetic_text") if (data/name).is_dir()]
     return {**sums, **{name: _digest(open_store(data, name).meta) for name in stores}}
 

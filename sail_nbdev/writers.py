@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import json
 import os
@@ -30,7 +29,8 @@ from pydantic import Field, NonNegativeInt
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .core import InputError, Shape, derive_seed, fitting, pick_device, read_json, set_seed
+from .core import InputError, Shape, derive_seed, file_sum
+from .core import fitting, pick_device, read_json, set_seed
 from .video import find_videos, iter_frames
 from .clip import hub_or_cache
 from .store import time_words
@@ -80,7 +80,7 @@ class FileBackend:
     ):
         self.path = Path(path)
         self.rows = read_json(path, dict[str, Any])
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        digest = file_sum(self.path)[:16]
         self.about = {"backend": "file", "model": self.path.name, "sha256": digest}
 
 # %% ../nbs/13_writers.ipynb #b75be36a
