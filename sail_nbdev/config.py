@@ -25,6 +25,7 @@ __all__ = ['GROUPS', 'METHODS', 'TOY', 'PRESETS', 'Group', 'Data', 'CaptionerSet
 _Count = Annotated[int, Field(gt=0)]
 _Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Level = Annotated[float, Field(ge=-10, le=10)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 # %% ../nbs/01_config.ipynb #860bb9ac
@@ -96,7 +97,7 @@ class Losses(Group):
     align_weight: _Weight = 0.       # L_align: frames against ordered captions, in both stages (SAIL+)
     align_temperature: _Size = 1.    # Standard deviations of a video's similarities in one unit of score
     align_centered: bool = True     # Frames and captions without the mean of the data set's (SAIL+)
-    align_background: float | None = None   # What background scores, in those; None: chosen from captions
+    align_background: _Level | None = None  # What background scores, in those; None: chosen from captions
     supervision: Literal["captions", "boundaries"] = "captions"  # What teaches L_align (boundaries: studies)
 
 # %% ../nbs/01_config.ipynb #ee9cb253
