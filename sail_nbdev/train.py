@@ -140,13 +140,21 @@ def _passes(config: Config, stage: int) -> list[tuple]:
     return [("pos",), ("neg",)] if alternate else [("pos", "neg")]
 
 # %% ../nbs/15_train.ipynb #6af4a50c
+def _check_gpu_each(name: str) -> None:
+    "`InputError` for several processes if one GPU is named for all, or if this one would have none."
+    if ":" in name:
+        raise InputError(f"device {name}: each process takes a GPU of its own; name cuda for all of them")
+    n = torch.cuda.device_count()
+    if name == "cuda" and int(os.environ.get("LOCAL_RANK") or 0) >= n:
+        raise InputError(f"device cuda: each process takes a GPU of its own, and this machine has {n}; "
+                         f"start {n} {'process' if n == 1 else 'processes'} on it")
+
 def _accelerator(config: Config, device: str | None, **tracking) -> Accelerator:
     """accelerate's one object for CPU, one GPU and several. `InputError` for a device that is not there, and
-    for one GPU that is named for several processes."""
+    for several processes that have not a GPU each."""
     name = pick_device(device)
     several = int(os.environ.get("WORLD_SIZE") or 1) > 1
-    if several and ":" in name:
-        raise InputError(f"device {name}: each process takes a GPU of its own; name cuda for all of them")
+    if several: _check_gpu_each(name)
     AcceleratorState._reset_state(not several)      # what the last run of this process had chosen
     parts = DistributedDataParallelKwargs(find_unused_parameters=True)
     with patch_environment(**{} if several else {"ACCELERATE_TORCH_DEVICE": name}):
@@ -731,13 +739,21 @@ def take_over(
         write_text(tmp/"README.md", model_card(config))
         config.save(tmp/"config.json")
 
+# %% ../nbs/15_train.ipynb #a6a34d01
+def _device_name(device: torch.device) -> str:
+    "The name of a GPU, or the CPU with its threads."
+    if device.type == "cuda": return torch.cuda.get_device_name()
+    n = torch.get_num_threads()
+    return f"{device}, {n} thread{'s' * (n > 1)}"
+
 # %% ../nbs/15_train.ipynb #e53011c0
 def _about(model: Sail, data: Path | None, sums: dict) -> dict:
     "What `run.json` says."
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     level = {"background": round(model.background.item(), 6)} if model.config.losses.align_weight else {}
-    return dict(versions=_versions(), git=_git_state(), seed=model.config.seed, command=command, **level,
-                data=str(data or "given in memory"), data_sha256=sums)
+    device = _device_name(next(model.parameters()).device)
+    return dict(versions=_versions(), device=device, git=_git_state(), seed=model.config.seed,
+                command=command, **level, data=str(data or "given in memory"), data_sha256=sums)
 
 # %% ../nbs/15_train.ipynb #fad57f3c
 def _write_start(model: Sail, out: Path, data: Path | None, sums: dict, stage1) -> None:
@@ -1032,13 +1048,6 @@ def _seconds_per_video(model, batch: Batch) -> float:
     model.captioner.write(batch.frames, FULL)
     model.captioner.write(batch.frames.repeat_interleave(_mean_events(model.config), 0), MASK)
     return (time.perf_counter() - start) / len(batch.ids)
-
-# %% ../nbs/15_train.ipynb #a6a34d01
-def _device_name(device: torch.device) -> str:
-    "The name of a GPU, or the CPU with its threads."
-    if device.type == "cuda": return torch.cuda.get_device_name()
-    n = torch.get_num_threads()
-    return f"{device}, {n} thread{'s' * (n > 1)}"
 
 # %% ../nbs/15_train.ipynb #5c59cfbc
 def estimate_cost(

@@ -451,6 +451,9 @@ def test_one_gpu_is_used_if_it_is_there(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="cuda:1: each process takes a GPU of its own"):
         _accelerator(tiny(), "cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="this machine has 2; start 2 processes"):
+        _accelerator(tiny(), "cuda")
 
 
 def in_fp16(monkeypatch, scale):
