@@ -161,7 +161,7 @@ def _accelerator(config: Config, device: str | None, **tracking) -> Accelerator:
         acc = Accelerator(mixed_precision=config.train.precision, cpu=name == "cpu", kwargs_handlers=[parts],
                           **tracking)
     if acc.device.type == "cuda":
-        torch.cuda.set_device(acc.device)
+        if acc.device.index is not None: torch.cuda.set_device(acc.device)
         torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every length
     return acc
 

@@ -1,12 +1,12 @@
 """What runs on the CPU runs on a GPU: each method trains, writes and predicts there as here, and waits as
-seldom as on the second device in Python; runs of every precision, compiled or not, are gone on with; frames
-are encoded. Without a CUDA device all of it is skipped."""
+seldom as on the second device in Python; runs of every precision, compiled or not, are gone on with; videos
+are decoded and frames encoded. Without a CUDA device all of it is skipped."""
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from clips import noise
+from clips import grey, noise, write_clip
 from run_elsewhere import CAPTIONS, CASES, SMALL, Run, farthest
 from test_data import data_folder
 from test_train import log, tiny
@@ -17,6 +17,7 @@ from sail_nbdev.config import METHODS, Config
 from sail_nbdev.core import InputError, read_json
 from sail_nbdev.model import Sail
 from sail_nbdev.train import train
+from sail_nbdev.video import iter_frames
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 QUIET = dict(device="cuda", progress=False)
@@ -127,3 +128,19 @@ def test_frames_are_encoded_as_on_the_cpu(clip_folder):
     torch.testing.assert_close(there.images(frames).cpu(), here.images(frames), atol=1e-4, rtol=0)
     words = ["A ball rolls.", "It stops."]
     torch.testing.assert_close(there.texts(words).cpu(), here.texts(words), atol=1e-4, rtol=0)
+
+
+def test_videos_are_decoded_as_on_the_cpu(clip_folder, tmp_path):
+    path = write_clip(tmp_path/"v.mp4", grey(30, 144, 256))
+    try: there = list(iter_frames(path, 2., "cuda"))
+    except InputError as e:
+        if "needs torchcodec" not in str(e): raise
+        pytest.skip(str(e))
+    here = list(iter_frames(path, 2.))
+    assert [t for t, _ in there] == [t for t, _ in here]
+    assert all(frame.is_cuda and frame.dtype == torch.uint8 for _, frame in there)
+    for (_, a), (_, b) in zip(here, there): assert np.abs(a - b.cpu().numpy().astype(float)).max() < 4
+    encoder = Encoder(str(clip_folder), device="cuda")
+    rows = encoder.images(torch.stack([frame for _, frame in there]))
+    cosines = torch.cosine_similarity(rows, encoder.images(np.stack([frame for _, frame in here])))
+    assert cosines.min() > .99

@@ -439,13 +439,19 @@ def test_one_process_trains_in_two_precisions(tmp_path, data, alone):
     assert log(tmp_path/"half")[0] != log(alone)[0]
 
 
+def set_device(device):
+    "Refuses, as torch does, a device without a number."
+    if torch.device(device).index is None: raise ValueError(f"expected an index, but got {device}")
+
+
 def test_one_gpu_is_used_if_it_is_there(monkeypatch):
     "Two GPUs that are made up."
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: None)
     assert str(_accelerator(tiny(), "cuda:1").device) == "cuda:1"
+    assert [_accelerator(tiny(), name).device.type for name in ("cuda", None)] == ["cuda", "cuda"]
     assert str(_accelerator(tiny(), "cpu").device) == "cpu"
     with pytest.raises(InputError, match="'cuda:2' is not on this machine"): _accelerator(tiny(), "cuda:2")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -601,7 +607,7 @@ def test_a_run_is_taken_over_with_another_way_of_predicting(tmp_path, alone):
 
 def test_a_run_says_what_it_was_made_of(alone, data):
     about = read_json(alone/"run.json")
-    assert set(about) == {"versions", "git", "seed", "command", "data", "data_sha256"}
+    assert set(about) == {"versions", "device", "git", "seed", "command", "data", "data_sha256"}
     stores = {"features", "text", "synthetic_text"}
     made = {"captions", "tokens", "annotations/train.json", "synthetic.json"}
     assert set(about["data_sha256"]) == made | stores
