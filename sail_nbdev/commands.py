@@ -697,7 +697,7 @@ def _grid_rows(grid: str, data, out: Path, preset: str, seeds: int, worlds, devi
     from sail_nbdev.experiments import STUDIES, ablate, study
     if grid in STUDIES: return study(out, data, preset, seeds, worlds, grid, device, overrides)
     if not worlds: return ablate(grid, data, out, preset, seeds, device, overrides)
-    raise InputError(f"--worlds: belongs to the grids {' and '.join(STUDIES)}, not to {grid}")
+    raise InputError(f"--worlds: belongs to the grids {', '.join(STUDIES)}, not to {grid}")
 
 # %% ../nbs/24_commands.ipynb #d4eae52c
 @command
@@ -706,7 +706,7 @@ def sail_ablate(
     preset: str = "toy",    # Preset of every variant: activitynet, youcook2, toy, plain, or a config.json
     data: str = None,       # Data folder (if not given, toy makes the embedded world in OUT/world)
     seeds: bounded(1, 1000) = 3,  # Number of seeds
-    worlds: Param("For study and parts: some of the study's worlds (all; for parts the default one)", str,
+    worlds: Param("For study, parts, alignment: some worlds (all for study, else the default one)", str,
                   nargs="*") = None,
     out: str = None,        # Folder to write (ablations/GRID if not given)
     device: str = None,     # cpu, cuda, mps (the best there is if not given)

@@ -426,8 +426,22 @@ _PARTS: dict[str, _Variant] = {
     "sail_plus - sim - aug - div": ("sail_plus", _NO_SIM | _NO_AUG | _NO_DIV),
 }
 
+# %% ../nbs/23_experiments.ipynb #a6db1c0f
+_NO_CENTER = {"losses.align_centered": False}
+_NO_BACKGROUND = {"losses.align_background": 0.}
+_MEAN = {"decode.interval": "mean"}
+_ALIGNMENT: dict[str, _Variant] = {
+    "uniform": ("uniform", {}),
+    "sail_plus": ("sail_plus", {}),
+    "sail_plus, not centred": ("sail_plus", _NO_CENTER),
+    "sail_plus, background 0": ("sail_plus", _NO_BACKGROUND),
+    "sail_plus, mean segments": ("sail_plus", _MEAN),
+    "sail_plus, before": ("sail_plus", _NO_CENTER | _NO_BACKGROUND | _MEAN),
+    "sail_plus, told boundaries": ("sail_plus", _TOLD),
+}
+
 # %% ../nbs/23_experiments.ipynb #cfa329e4
-STUDIES = {"study": _MAIN, "parts": _PARTS}         # grids that `study` runs
+STUDIES = {"study": _MAIN, "parts": _PARTS, "alignment": _ALIGNMENT}        # grids that `study` runs
 GRIDS = {name: {"uniform": ("uniform", {}), **variants} for name, variants in _PAPER_GRIDS.items()} | STUDIES
 
 # %% ../nbs/23_experiments.ipynb #d7059cac
@@ -663,7 +677,7 @@ class _Rows(Shape):
 
 # %% ../nbs/23_experiments.ipynb #8e24303f
 def _collect_rows(out: Path) -> list[dict]:
-    "The rows of all worlds and both grids in OUT, each once, in the order of `WORLDS`; also OUT/rows.json."
+    "The rows of all worlds and grids in OUT, each once, in the order of `WORLDS`; also OUT/rows.json."
     found = {}
     for grid in STUDIES:
         for path in sorted(out.glob(f"*/rows_{grid}.json")):
@@ -680,7 +694,7 @@ def study(
     data: str | Path | None = None, # A data folder; None makes the worlds
     preset: str = "toy",            # Preset of every variant, as `make_config` takes it
     seeds: int = 5,                 # Number of seeds
-    worlds=None,                    # Some of `WORLDS`; if None all of them, for the parts the default one
+    worlds=None,                    # Some of `WORLDS`; if None all for "study", else the default one
     grid: str = "study",            # One of `STUDIES`
     device: str | None = None,      # Best there is if None
     progress: bool = True,          # Show bars

@@ -16,7 +16,7 @@ from sail_nbdev.clip import Encoder
 from sail_nbdev.config import METHODS, Config
 from sail_nbdev.core import InputError, read_json
 from sail_nbdev.model import Sail
-from sail_nbdev.train import train
+from sail_nbdev.train import load_training_data, train
 from sail_nbdev.video import iter_frames
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -116,10 +116,20 @@ def test_compiled_layers_compute_the_same(data, tmp_path):
         assert b["total"] == pytest.approx(a["total"], rel=1e-3)
 
 
+def test_data_in_memory_go_where_training_is(data, tmp_path):
+    config = tiny(captioner__dropout=0., localizer__dropout=0.)
+    train(config, data, tmp_path/"folder", **QUIET)
+    here = load_training_data(data, config, "cpu")
+    train(config, here, tmp_path/"memory", **QUIET)
+    assert here.frames.device.type == "cpu"
+    for a, b in zip(log(tmp_path/"folder"), log(tmp_path/"memory"), strict=True):
+        assert b["total"] == pytest.approx(a["total"], rel=1e-3)
+
+
 def test_more_processes_than_gpus_is_one_sentence(data, tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "64", "LOCAL_RANK": "63"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="this machine has"): train(tiny(), data, tmp_path/"run", **QUIET)
+    with pytest.raises(InputError, match="needs a GPU of its own"): train(tiny(), data, tmp_path/"run", **QUIET)
 
 
 def test_frames_are_encoded_as_on_the_cpu(clip_folder):

@@ -458,8 +458,9 @@ def test_one_gpu_is_used_if_it_is_there(monkeypatch):
     with pytest.raises(InputError, match="cuda:1: each process takes a GPU of its own"):
         _accelerator(tiny(), "cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="this machine has 2; start 2 processes"):
+    with pytest.raises(InputError, match="process 3 needs a GPU of its own, and this machine has 2$"):
         _accelerator(tiny(), "cuda")
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES= hides"): _accelerator(tiny(), "cpu")
 
 
 def in_fp16(monkeypatch, scale):
@@ -750,7 +751,8 @@ def in_two_processes(tmp_path_factory, data):
     (folder/"go.py").write_text(GO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(folder/"go.py"), str(folder/"jobs.json")]
-    r = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    r = subprocess.run(command, capture_output=True, text=True, timeout=300, env=hidden)
     assert r.returncode == 0, r.stderr[-3000:]
     return folders, folder/"runs"
 
