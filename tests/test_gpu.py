@@ -129,7 +129,8 @@ def test_data_in_memory_go_where_training_is(data, tmp_path):
 def test_more_processes_than_gpus_is_one_sentence(data, tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "64", "LOCAL_RANK": "63"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="needs a GPU of its own"): train(tiny(), data, tmp_path/"run", **QUIET)
+    with pytest.raises(InputError, match="needs a GPU of its own"):
+        train(tiny(), data, tmp_path/"run", **QUIET)
 
 
 def test_frames_are_encoded_as_on_the_cpu(clip_folder):
