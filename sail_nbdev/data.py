@@ -1018,7 +1018,7 @@ def __len__(self: DeviceData) -> int:
     return len(self.ids)
 
 # %% ../nbs/02_data.ipynb #319e28fe
-@patch
+@patch      # type: ignore[no-redef]
 def to(self: DeviceData, device: str) -> DeviceData:
     "The same data as near to `device` as they fit; these if they are there."
     if torch.device(device) == torch.device(self.device): return self
