@@ -150,7 +150,13 @@ def posterior(
     starts, holds = _Posterior.apply(enter, stay, valid)
     return starts, holds
 
-# %% ../nbs/08_alignment.ipynb #580a3f67
+# %% ../nbs/08_alignment.ipynb #b64c40e1
+def _in_shares(first: Tensor, length: Tensor, T: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+    "`(centers, widths)` [B,N] of events by first frame and length, both in frames; padding at 1, width 0."
+    c = (first + (length - 1) / 2) / (T - 1)
+    w = (length / (T - 1)).clamp_max(1)
+    return c.masked_fill(~valid, 1.), w.masked_fill(~valid, 0.)
+
 @in_full_precision
 def expected_events(
     starts: Tensor,     # [B,T,N] from `posterior`
@@ -162,9 +168,7 @@ def expected_events(
     index = torch.arange(T, device=starts.device, dtype=starts.dtype)
     first = index @ starts                                              # [B,N], frames
     length = holds.sum(1)                                               # [B,N], frames
-    c = (first + (length - 1) / 2) / (T - 1)
-    w = length / (T - 1)
-    return c.masked_fill(~valid, 1.), w.clamp_max(1).masked_fill(~valid, 0.)
+    return _in_shares(first, length, T, valid)
 
 # %% ../nbs/08_alignment.ipynb #9a73eab9
 @in_full_precision
@@ -195,7 +199,7 @@ def align_captions(
     starts, holds = posterior(z, z, valid)
     return expected_events(starts, holds, valid)
 
-# %% ../nbs/08_alignment.ipynb #00d15a6f
+# %% ../nbs/08_alignment.ipynb #ae633cd7
 class Centre(nn.Module):
     "Vectors [...,D] at length 1, less the mean of a data set; zeros stay. Before `fit` the mean is zero."
     mean: Tensor
@@ -246,7 +250,7 @@ def _tiou(a: Tensor, b: Tensor) -> Tensor:
     hull = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - both
     return both / hull.clamp_min(1e-6)
 
-# %% ../nbs/08_alignment.ipynb #067d57c6
+# %% ../nbs/08_alignment.ipynb #fd39387e
 @torch.no_grad()
 @in_full_precision
 def best_events(
@@ -263,9 +267,7 @@ def best_events(
     overlap = (_tiou(I, I) @ real[..., None])[..., 0] * real          # [B,N,64], summed over what may be true
     best = overlap.argmax(-1)[..., None, None].expand(*valid.shape, 1, 2)
     s, e = I.gather(2, best)[:, :, 0].unbind(-1)
-    c = (s + e) / 2 / (T - 1)
-    w = ((e - s) / (T - 1)).clamp_max(1)
-    return c.masked_fill(~valid, 1.), w.masked_fill(~valid, 0.)
+    return _in_shares(s + .5, e - s, T, valid)
 
 # %% ../nbs/08_alignment.ipynb #bd8cbc00
 def _inside(

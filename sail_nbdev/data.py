@@ -1023,11 +1023,9 @@ def to(self: DeviceData, device: str) -> DeviceData:
     "The same data as near to `device` as they fit; these if they are there."
     if torch.device(device) == torch.device(self.device): return self
     there = copy(self)
-    there.device = device
-    there.frames = _put(self.frames.cpu().numpy(), device, None)
-    for name in ("texts", "valid", "synthetic_texts", "inter_valid", "segments"):
-        t = getattr(self, name)
-        if t is not None: setattr(there, name, t.to(device))
+    tensors = {k: t for k, t in vars(self).items() if isinstance(t, torch.Tensor)}
+    frames = _put(tensors.pop("frames").cpu().numpy(), device, None)
+    vars(there).update({k: t.to(device) for k, t in tensors.items()}, device=device, frames=frames)
     return there
 
 # %% ../nbs/02_data.ipynb #d5941d16
