@@ -6,11 +6,9 @@ import statistics
 import time
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from bench_step import COUNTS, sentence
+from counting import waits_of
 from run_elsewhere import Store
-from test_gpu import waits_of
 from torch.profiler import ProfilerActivity, profile
 
 from sail_nbdev.captioner import FULL, MASK, train_tokenizer
@@ -18,7 +16,7 @@ from sail_nbdev.config import Config
 from sail_nbdev.core import Video
 from sail_nbdev.data import DeviceData
 from sail_nbdev.model import Sail
-from sail_nbdev.train import _adamw, _compiled, _with_tf32, _update
+from sail_nbdev.train import _accelerator, _adamw, _compiled, _may_round, _update, _with_tf32
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -43,16 +41,15 @@ def made_up(config, n=64):
 class Updates:
     "Updates of a stage, as training makes them: `step()` makes one."
     def __init__(self, method, precision, stage, compile=False, size=8, batches=BATCHES):
-        AcceleratorState._reset_state(True)
-        self.acc = Accelerator(mixed_precision=precision, cpu=not CUDA)
-        sizes = {"train.batch_size": size, "train.accumulate": batches}
-        self.config = Config.preset("activitynet", method, OWN | sizes)
+        more = {"train.batch_size": size, "train.accumulate": batches, "train.precision": precision}
+        self.config = Config.preset("activitynet", method, OWN | more)
+        self.acc = _accelerator(self.config, DEVICE)
         self.data = made_up(self.config, max(64, size * batches))
         tokenizer = train_tokenizer(sum(self.data.captions.values(), []), 2000)
         torch.manual_seed(0)
         model = Sail(self.config, tokenizer).to(DEVICE).train()
         self.captioner = model.captioner
-        if CUDA and precision == "no": _with_tf32(model.captioner)
+        if _may_round(self.acc): _with_tf32(model.captioner)
         optimizer = _adamw(model, self.config)
         self.model, self.optimizer = self.acc.prepare(_compiled(model) if compile else model, optimizer)
         self.stage = stage
@@ -95,17 +92,16 @@ def measure(name, n_videos, f, rounds=5):
         kernels, busy = profiled(f)
         line += f", GPU busy {busy / took:.0%}, {kernels} kernels, {waits} waits, {gib:.1f} GiB"
     print(line, flush=True)
-    return took
 
 
-def updates(*args, **options):
-    method, precision, stage = args
-    u = Updates(*args, **options)
+def updates(method, precision, stage, **options):
+    "The updates of a case, measured."
+    u = Updates(method, precision, stage, **options)
     size, batches = u.config.train.batch_size, len(u.share)
     more = ", compiled" if options.get("compile") else ""
     name = f"{method}, stage {stage}, {precision}{more}, {batches} x {size} videos"
-    took = measure(name, size * batches, u.step)
-    return took, u
+    measure(name, size * batches, u.step)
+    return u
 
 
 def captions(u, n=24):
@@ -129,7 +125,7 @@ CASES += [(("sail", p, 2), dict(compile=True)) for p in ("no", "bf16")]
 def main(cases):
     print(torch.cuda.get_device_name() if CUDA else "CPU", "torch", torch.__version__)
     for args, options in cases:
-        _, u = updates(*args, **options)
+        u = updates(*args, **options)
         if (args, options) == CASES[0]: captions(u)
         del u
         if CUDA: torch.cuda.empty_cache()

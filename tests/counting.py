@@ -1,6 +1,8 @@
-"Kernels that a GPU would start, counted on the CPU."
+"Kernels that a GPU would start, counted on the CPU; and how often the host waits for one that is there."
 import collections
+import warnings
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # calls that give another view of a tensor, or memory without contents: no kernel runs
@@ -22,3 +24,14 @@ class Launches(TorchDispatchMode):
 
     @property
     def total(self): return sum(self.by_name.values())
+
+
+def waits_of(f):
+    "What `f` returns, and how often it made the host wait for the GPU, as torch itself counts."
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            result = f()
+    finally: torch.cuda.set_sync_debug_mode("default")
+    return result, sum("synchronizing" in str(w.message) for w in seen)

@@ -1,12 +1,11 @@
 """What runs on the CPU runs on a GPU: each method trains, writes and predicts there as here, and waits as
 seldom as on the second device in Python; runs of every precision, compiled or not, are gone on with; videos
 are decoded and frames encoded. Without a CUDA device all of it is skipped."""
-import warnings
-
 import numpy as np
 import pytest
 import torch
 from clips import grey, noise, write_clip
+from counting import waits_of
 from run_elsewhere import CAPTIONS, CASES, SMALL, Run, farthest
 from test_data import data_folder
 from test_train import log, tiny
@@ -21,17 +20,6 @@ from sail_nbdev.video import iter_frames
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 QUIET = dict(device="cuda", progress=False)
-
-
-def waits_of(f):
-    "What `f` returns, and how often it made the host wait for the GPU, as torch itself counts."
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            result = f()
-    finally: torch.cuda.set_sync_debug_mode("default")
-    return result, sum("synchronizing" in str(w.message) for w in seen)
 
 
 class GpuRun(Run):
